@@ -1,0 +1,34 @@
+# `make up` needs Python 3.11 or newer; `make test` needs Java 17 and Maven too, and installs them where it may.
+.PHONY: up test lint lock format bench
+
+# Farthing on this machine: make up ARGS="--port 18080 --data-dir ./elsewhere"
+up:
+	@tools/setup.sh runtime
+	@exec .venv/bin/farthing up $(ARGS)
+
+# Every check and every test; make test ARGS="-k budgets" for some.
+test: lint
+	@tools/fetch_kafka.sh
+	@.venv/bin/pytest $(ARGS)
+
+lint:
+	@tools/setup.sh dev
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format:
+	@tools/setup.sh dev
+	@.venv/bin/ruff check --fix
+	@.venv/bin/ruff format
+
+# The gateway's requests a second and added latency, beside a direct call and a bare proxy: make bench ARGS=--help
+bench:
+	@tools/setup.sh dev
+	@.venv/bin/python -m bench.gateway $(ARGS)
+
+# Pins every package anew, at its latest version that fits.
+lock:
+	@tools/setup.sh tools
+	@tools/lock.sh

@@ -1,0 +1,134 @@
+"""The ledger's events: immutable facts about one call. Shapes are fixed by ``schemas/events``; never content.
+
+`reservation_id` and `transaction_id` are the same ULID-based text (``txn_…``): a call is one transaction.
+Money is nano-dollars; instants are Unix milliseconds, UTC.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, Literal
+
+from services.core.budgets import Charge
+from services.core.identity import Identity
+
+Outcome = Literal["completed", "partial", "vendor_error", "cancelled"]
+UsageSource = Literal["reported", "estimated", "none"]
+Match = Literal["exact", "normalised", "none"]
+
+OUTCOMES: Final = ("completed", "partial", "vendor_error", "cancelled")
+USAGE_SOURCES: Final = ("reported", "estimated", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """What is known of a call when it is admitted. Every event of it repeats this: no consumer looks anything up."""
+
+    identity: Identity
+    vendor: str
+    route: str
+    model_requested: str
+    model_priced: str
+    match: Match
+    catalog_version: str
+    config_version: int
+    auth_mode: str = "metered"
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentCost:
+    """One priced component: `quantity` units (tokens, requests) at `price_nano_per_million` nano-dollars a million."""
+
+    component: str
+    quantity: int
+    price_nano_per_million: int
+    cost_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The most the call can cost is held against every budget in `charges`, until `expires_at_ms`."""
+
+    TYPE: ClassVar[str] = "spend.reservation.created.v1"
+    TOPIC: ClassVar[str] = "spend.reservations.v1"
+
+    transaction_id: str
+    time_ms: int
+    facts: CallFacts
+    estimate_mode: str
+    input_tokens_bound: int
+    output_tokens_bound: int
+    held_nano: int
+    charges: tuple[Charge, ...]
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What the call did cost. `held_nano` repeats the hold that it ends."""
+
+    TYPE: ClassVar[str] = "spend.settlement.recorded.v1"
+    TOPIC: ClassVar[str] = "spend.settlements.v1"
+
+    transaction_id: str
+    time_ms: int
+    facts: CallFacts
+    outcome: Outcome
+    usage_source: UsageSource
+    usage: Mapping[str, int]
+    components: tuple[ComponentCost, ...]
+    cost_nano: int
+    held_nano: int
+    charges: tuple[Charge, ...]
+    http_status: int
+    retry_count: int
+    latency_us: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """A hold outlived its time; `booked_nano` of it is taken as spent until a late settlement corrects it."""
+
+    TYPE: ClassVar[str] = "spend.hold.expired.v1"
+    TOPIC: ClassVar[str] = "spend.settlements.v1"
+
+    transaction_id: str
+    time_ms: int
+    facts: CallFacts
+    held_nano: int
+    booked_nano: int
+    charges: tuple[Charge, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A call that was refused before it cost anything. `budget` fields are set when a budget refused it."""
+
+    TYPE: ClassVar[str] = "spend.decision.denied.v1"
+    TOPIC: ClassVar[str] = "spend.decisions.v1"
+
+    transaction_id: str
+    time_ms: int
+    facts: CallFacts
+    code: str
+    reason: str
+    estimate_nano: int
+    budget_id: str | None = None
+    scope: str | None = None
+    limit_nano: int | None = None
+    spent_nano: int | None = None
+    held_nano: int | None = None
+
+
+Event = Reservation | Settlement | Expiry | Denial
+EVENT_TYPES: Final[Mapping[str, type[Reservation] | type[Settlement] | type[Expiry] | type[Denial]]] = {
+    kind.TYPE: kind for kind in (Reservation, Settlement, Expiry, Denial)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stamped:
+    """An event with its place in its producer's order: `sequence` grows by one an event of that producer, from 1."""
+
+    event: Event
+    producer: str
+    sequence: int

@@ -1,0 +1,201 @@
+"""The fold: events into spend, exactly once. Twin of ``adapters/lua/apply.lua``.
+
+Two fences make a replay harmless. The org's offset fence skips what this org has folded from a partition; the
+producer's sequence skips what was published twice under two offsets. Past both, a hold's own phase makes its ending
+commutative: whichever of settlement and expiry comes first, `spent` ends at the settlement's cost.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from services.core.budgets import Charge
+from services.core.codec import encode_facts
+from services.core.events import Denial, Expiry, Reservation, Settlement, Stamped
+from services.core.hotstate import (
+    EXPIRY_PRODUCER,
+    TOMBSTONE_MS,
+    Applied,
+    ApplyAnswer,
+    Cold,
+    Figures,
+    FoldStep,
+    Hold,
+    OrgImage,
+    OrgState,
+    counts_until_ms,
+    is_forgotten,
+    plus,
+    window_slot,
+)
+from services.core.reserve import add_held, ring_of
+from services.core.windows import CalendarSpan, RollingSpan, parse_span
+
+
+class OffsetGapError(RuntimeError):
+    """The log skipped an offset: something is lost, and nothing past it may be folded."""
+
+
+def step_of(stamped: Stamped, offset: int) -> FoldStep | None:
+    """What an event does to the hot state, or None for one that does nothing (a denial)."""
+    event = stamped.event
+    place = (offset, stamped.producer, stamped.sequence, event.transaction_id)
+    match event:
+        case Settlement():
+            return FoldStep("settle", *place, event.cost_nano, event.charges, time_ms=event.time_ms)
+        case Expiry():
+            return FoldStep("expire", *place, event.booked_nano, event.charges, time_ms=event.time_ms)
+        case Reservation():
+            context = encode_facts(event.facts)
+            return FoldStep(
+                "restore", *place, event.held_nano, event.charges, context, event.expires_at_ms, event.time_ms
+            )
+        case Denial():
+            return None
+
+
+def check_contiguous(expected: int, offsets: Sequence[int]) -> None:
+    """Raises `OffsetGapError` unless the offsets at or past `expected` run from it without a gap."""
+    for offset in offsets:
+        if offset < expected:
+            continue
+        if offset != expected:
+            raise OffsetGapError(f"expected offset {expected}, but the log continued at {offset}")
+        expected += 1
+
+
+def apply(
+    state: OrgState, topic: str, partition: int, steps: Iterable[FoldStep], next_offset: int, now_ms: int
+) -> ApplyAnswer:
+    """Folds one org's steps of one partition, in offset order, and moves its fence to `next_offset`; never back."""
+    if state.epoch is None:
+        return Cold()
+    fence = state.fences.get((topic, partition), 0)
+    applied = duplicates = 0
+    for step in steps:
+        producer = (topic, partition, step.producer)
+        if step.offset < fence or step.sequence <= state.producers.get(producer, 0):
+            duplicates += 1
+            continue
+        if not step.producer.startswith(EXPIRY_PRODUCER):
+            state.producers[producer] = step.sequence
+        _apply_step(state, step, now_ms)
+        applied += 1
+    if next_offset > fence:
+        state.fences[topic, partition] = next_offset
+    return Applied(applied, duplicates)
+
+
+def load(state: OrgState, image: OrgImage, epoch: str, now_ms: int) -> bool:
+    """Fills a cold org from a rebuilt image and sets its epoch; false, changing nothing, when it has one already."""
+    if state.epoch is not None:
+        return False
+    state.windows.clear()
+    state.rings.clear()
+    for (budget_id, window), spent_nano in image.spent_nano.items():
+        _add_spent(state, Charge(budget_id, "", window), spent_nano, now_ms)
+    state.holds = {name: replace(hold) for name, hold in image.holds.items()}
+    state.due = {}
+    for name, hold in state.holds.items():
+        if hold.phase == "held":
+            _start(state, name, hold, now_ms)
+        else:
+            hold.context = ""
+            if hold.forget_at_ms is None:
+                hold.forget_at_ms = _forget_at_ms(hold.charges, hold.phase == "expired", now_ms)
+    state.fences = dict(image.fences)
+    state.producers = lasting_producers(image.producers)
+    state.epoch = epoch
+    return True
+
+
+def lasting_producers(producers: Mapping[tuple[str, int, str], int]) -> dict[tuple[str, int, str], int]:
+    """The producers whose sequences are kept: all but those of expiries, which publish once each."""
+    return {place: sequence for place, sequence in producers.items() if not place[2].startswith(EXPIRY_PRODUCER)}
+
+
+def image_of(state: OrgState) -> OrgImage:
+    """The image that `load` makes this state of again (at the same instant; buckets that have left are left out)."""
+    spent_nano = {(budget_id, window): figures.spent_nano for (budget_id, window), figures in state.windows.items()}
+    for (budget_id, bucket_ms, count), ring in state.rings.items():
+        for bucket, bucket_nano in ring.buckets.items():
+            spent_nano[budget_id, RollingSpan(bucket_ms, count, bucket).key()] = bucket_nano
+    return OrgImage(spent_nano, dict(state.holds), dict(state.fences), dict(state.producers))
+
+
+def forget(state: OrgState, now_ms: int) -> None:
+    """Drops what nothing can ask for any more: windows past their grace, rings at rest, and tombstones past their time.
+
+    In Valkey keys expire for the same reasons at the same instants, so nothing of this is ever seen by a caller.
+    """
+    for window in [each for each in state.windows if is_forgotten(parse_span(each[1]), now_ms)]:
+        del state.windows[window]
+    for slot, ring in list(state.rings.items()):
+        _, bucket_ms, count = slot
+        low = now_ms // bucket_ms - count
+        if ring.held_nano == 0 and all(bucket < low for bucket in ring.buckets):
+            del state.rings[slot]
+    for name, hold in list(state.holds.items()):
+        if hold.forget_at_ms is not None and now_ms >= hold.forget_at_ms:
+            del state.holds[name]
+
+
+def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
+    hold = state.holds.get(step.reservation_id)
+    was_claimed = False
+    if step.kind == "restore":
+        if hold is None:
+            restored = Hold(
+                step.amount_nano, step.charges, step.context, step.expires_at_ms, admitted_at_ms=step.time_ms
+            )
+            state.holds[step.reservation_id] = restored
+            _start(state, step.reservation_id, restored, now_ms)
+        return
+    if hold is None:
+        hold = Hold(0, step.charges, "", 0)
+    elif hold.phase == "settled" or (hold.phase == "expired" and step.kind == "expire"):
+        return
+    elif hold.phase == "held":
+        for charge in hold.charges:
+            add_held(state, charge, -hold.amount_nano, now_ms)
+        was_claimed = state.due.pop(step.reservation_id, None) != hold.expires_at_ms
+    for charge in step.charges:
+        _add_spent(state, charge, step.amount_nano, now_ms)
+        _add_spent(state, charge, -hold.booked_nano, now_ms)
+    may_end_again = was_claimed or step.kind == "expire" or hold.phase == "expired"
+    state.holds[step.reservation_id] = replace(
+        hold,
+        context="",
+        phase="settled" if step.kind == "settle" else "expired",
+        booked_nano=step.amount_nano,
+        forget_at_ms=_forget_at_ms(hold.charges, may_end_again, now_ms),
+    )
+
+
+def _start(state: OrgState, name: str, hold: Hold, now_ms: int) -> None:
+    state.due[name] = hold.expires_at_ms
+    for charge in hold.charges:
+        add_held(state, charge, hold.amount_nano, now_ms)
+
+
+def _forget_at_ms(charges: Sequence[Charge], may_end_again: bool, now_ms: int) -> int:
+    """When an ended hold may be forgotten.
+
+    One that a reaper has had may have a second ending on its way, by however slow a road. It is remembered for as long
+    as that could change any figure, or an outbox that comes back after a day would count the call twice.
+    """
+    counts_until = [counts_until_ms(parse_span(each.window)) for each in charges] if may_end_again else []
+    return max([now_ms + TOMBSTONE_MS, *counts_until])
+
+
+def _add_spent(state: OrgState, charge: Charge, delta_nano: int, now_ms: int) -> None:
+    span = parse_span(charge.window)
+    if delta_nano == 0 or is_forgotten(span, now_ms):
+        return
+    if isinstance(span, CalendarSpan):
+        window = state.windows.setdefault(window_slot(charge.budget_id, span), Figures())
+        window.spent_nano = plus(window.spent_nano, delta_nano)
+        return
+    ring = ring_of(state, charge.budget_id, span, now_ms)
+    if span.bucket >= ring.low:
+        ring.buckets[span.bucket] = plus(ring.buckets.get(span.bucket, 0), delta_nano)
+        ring.total_nano = plus(ring.total_nano, delta_nano)

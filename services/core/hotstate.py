@@ -1,0 +1,233 @@
+"""The hot state of one org: what its budgets have spent and hold, and how far the log has been folded into it.
+
+This is the pure twin of what the Lua scripts keep in Valkey: `reserve` decides and writes holds, `fold` applies events.
+One property test drives both and compares states. Money is nano-dollars, instants Unix milliseconds on the hot state's
+own clock.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from services.core.budgets import Charge, Proposal, Standing
+from services.core.windows import CalendarSpan, RollingSpan, Span, resets_at_ms
+
+HoldPhase = Literal["held", "settled", "expired"]
+
+# A window's figures outlive its end by this much, so that calls admitted in its last moment still settle into it.
+WINDOW_GRACE_MS: Final = 24 * 3_600_000
+# A hold that ended in time is remembered this long, so that a late reservation or a repeated settlement finds it ended.
+TOMBSTONE_MS: Final = 3_600_000
+# An expired hold handed to one reaper is handed to another only after this long without its expiry being folded.
+CLAIM_MS: Final = 30_000
+# Figures are 64-bit integers. What would pass them stays at the bound, where every budget is full: the safe side.
+MAX_FIGURE: Final = 2**63 - 1
+# An expiry is published by a producer of its own, this prefix and the reservation's id, with the one sequence 1. No
+# sequence is kept of such producers (they would grow for ever): a hold ends once, whoever repeats it.
+EXPIRY_PRODUCER: Final = "expiry:"
+
+WindowSlot = tuple[str, str]
+RingSlot = tuple[str, int, int]
+
+
+@dataclass(slots=True)
+class Hold:
+    """A reservation's hold. `booked_nano` is what it has put into `spent` so far (0 while held).
+
+    An ended hold keeps all but its context until `forget_at_ms`, so that its reservation id is answered as it was.
+    """
+
+    amount_nano: int
+    charges: tuple[Charge, ...]
+    context: str
+    expires_at_ms: int
+    phase: HoldPhase = "held"
+    booked_nano: int = 0
+    admitted_at_ms: int = 0
+    forget_at_ms: int | None = None
+
+
+@dataclass(slots=True)
+class Figures:
+    """A calendar window's figures."""
+
+    spent_nano: int = 0
+    held_nano: int = 0
+
+
+@dataclass(slots=True)
+class Ring:
+    """A rolling budget's ring: `buckets` maps bucket number to what was spent in it; `total_nano` is their sum.
+
+    Every bucket below `low` has left the window and takes nothing any more. Holds are not bucketed: a hold counts until
+    it ends.
+    """
+
+    low: int
+    total_nano: int = 0
+    held_nano: int = 0
+    buckets: dict[int, int] = field(default_factory=dict)
+
+    def spent_at(self, low: int) -> int:
+        """What the ring has spent once every bucket below `low` has left it."""
+        return self.total_nano - sum(spent_nano for bucket, spent_nano in self.buckets.items() if bucket < low)
+
+    def advance(self, low: int) -> None:
+        """Drops every bucket below `low`. The ring never turns back."""
+        if low <= self.low:
+            return
+        for bucket in [number for number in self.buckets if number < low]:
+            self.total_nano = plus(self.total_nano, -self.buckets.pop(bucket))
+        self.low = low
+
+
+@dataclass(slots=True)
+class OrgState:
+    """Everything the hot state knows of one org. `epoch` None means cold: the figures below can't be trusted."""
+
+    epoch: str | None = None
+    config_version: int = 0
+    windows: dict[WindowSlot, Figures] = field(default_factory=dict)
+    rings: dict[RingSlot, Ring] = field(default_factory=dict)
+    holds: dict[str, Hold] = field(default_factory=dict)
+    due: dict[str, int] = field(default_factory=dict)
+    fences: dict[tuple[str, int], int] = field(default_factory=dict)
+    producers: dict[tuple[str, int, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRequest:
+    """Hold `amount_nano` against every proposal, all or none, for `hold_ms`. `context` is opaque to the hot state."""
+
+    org: str
+    reservation_id: str
+    amount_nano: int
+    proposals: tuple[Proposal, ...]
+    hold_ms: int
+    context: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Held. `charges` carry the windows as decided; `standings` include this hold."""
+
+    config_version: int
+    now_ms: int
+    charges: tuple[Charge, ...]
+    standings: tuple[Standing, ...]
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Nothing was held; `exhausted` are the budgets that lack room, tightest first."""
+
+    config_version: int
+    now_ms: int
+    exhausted: tuple[Standing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StaleWindow:
+    """A proposed calendar span does not hold the hot state's `now_ms`; propose again for that instant."""
+
+    config_version: int
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """The org has no epoch: its figures are being rebuilt, and nothing may be held."""
+
+
+ReserveAnswer = Admitted | Refused | StaleWindow | Cold
+
+
+@dataclass(frozen=True, slots=True)
+class FoldStep:
+    """One event as the fold sees it: what it does to a hold, and its place in the log and in its producer's order.
+
+    ``settle``: hold out, `amount_nano` spent, less what an expiry had booked. ``expire``: hold out, `amount_nano`
+    booked, unless the hold has ended. ``restore``: a reservation whose hold is unknown comes back (after a rebuild),
+    expiring at `expires_at_ms`.
+    """
+
+    kind: Literal["settle", "expire", "restore"]
+    offset: int
+    producer: str
+    sequence: int
+    reservation_id: str
+    amount_nano: int
+    charges: tuple[Charge, ...]
+    context: str = ""
+    expires_at_ms: int = 0
+    time_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """How a batch went: `applied` changed something or found their hold ended; `duplicates` were seen before."""
+
+    applied: int
+    duplicates: int
+
+
+ApplyAnswer = Applied | Cold
+
+
+@dataclass(frozen=True, slots=True)
+class DueHold:
+    """A hold past its time, handed to one reaper to be ended by an event."""
+
+    reservation_id: str
+    amount_nano: int
+    charges: tuple[Charge, ...]
+    context: str
+    admitted_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OrgImage:
+    """A complete org state as rebuilt from ledger and log, to be loaded in one step together with a new epoch.
+
+    `spent_nano` is keyed by (budget id, window key); `holds` by reservation id; `fences` and `producers` by
+    (topic, partition) and (topic, partition, producer).
+    """
+
+    spent_nano: Mapping[tuple[str, str], int]
+    holds: Mapping[str, Hold]
+    fences: Mapping[tuple[str, int], int]
+    producers: Mapping[tuple[str, int, str], int]
+
+
+def plus(figure: int, delta_nano: int) -> int:
+    """A figure and what is added to it: at most `MAX_FIGURE`; what would fall below 64 bits is not taken off."""
+    total = figure + delta_nano
+    if total > MAX_FIGURE:
+        return MAX_FIGURE
+    return total if total >= -MAX_FIGURE - 1 else figure
+
+
+def window_slot(budget_id: str, span: CalendarSpan) -> WindowSlot:
+    """Key of a calendar window's figures in `OrgState.windows`: the budget and the span's `key()`."""
+    return budget_id, span.key()
+
+
+def ring_slot(budget_id: str, span: RollingSpan) -> RingSlot:
+    """Key of a rolling budget's ring in `OrgState.rings`; a re-windowed budget gets a ring of its own."""
+    return budget_id, span.bucket_ms, span.count
+
+
+def ring_low(span: RollingSpan, now_ms: int) -> int:
+    """The first bucket that a ring still counts at `now_ms`."""
+    return now_ms // span.bucket_ms - span.count
+
+
+def is_forgotten(span: Span, now_ms: int) -> bool:
+    """Whether a calendar window is so long past that the hot state has let it go (rings let go bucket by bucket)."""
+    return isinstance(span, CalendarSpan) and now_ms >= counts_until_ms(span)
+
+
+def counts_until_ms(span: Span) -> int:
+    """When a charge in this span can no longer change any figure of `spent`."""
+    return span.end_ms + WINDOW_GRACE_MS if isinstance(span, CalendarSpan) else resets_at_ms(span)

@@ -1,0 +1,352 @@
+"""What services need of the outside world. Each port has one real adapter or more, and a twin in memory for simulation.
+
+Every method may raise `Unavailable` (or a subclass): the outside system did not answer, nothing is known of the effect,
+and the call may be repeated.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from services.core.budgets import Proposal, Standing
+from services.core.hotstate import ApplyAnswer, DueHold, FoldStep, HoldRequest, OrgImage, ReserveAnswer
+from services.core.identity import KeyRecord
+
+
+class UnavailableError(RuntimeError):
+    """An outside system did not answer."""
+
+
+class NotSentError(UnavailableError):
+    """Nothing reached the outside system: the effect is known to be none."""
+
+
+class TimedOutError(UnavailableError):
+    """The outside system took longer than it was given; it may still be at work."""
+
+
+class OutboxFullError(RuntimeError):
+    """The outbox has reached its limit: the log has been away too long for more to be taken on."""
+
+
+class GoneError(RuntimeError):
+    """Offsets asked for are no longer in the log (retention has passed them) or not yet there."""
+
+
+# ---- the event log --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TopicPartition:
+    """One partition of a topic."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDeclaration:
+    """A topic as ``schemas/topics`` declares it."""
+
+    name: str
+    partitions: int
+    retention_ms: int
+    cleanup: str = "delete"
+    max_message_bytes: int = 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to publish. The log picks the partition by hashing `key`."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A message as read. Offsets of a partition start at 0 and grow by one."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+    timestamp_ms: int
+
+    @property
+    def place(self) -> TopicPartition:
+        """The partition this message is in."""
+        return TopicPartition(self.topic, self.partition)
+
+
+class EventLog(Protocol):
+    """An append-only, partitioned log: Apache Kafka or Valkey Streams. One conformance suite holds both."""
+
+    async def create_topics(self, topics: Sequence[TopicDeclaration]) -> None:
+        """Makes the topics that are missing; those there are left as they are."""
+
+    async def publish(self, messages: Sequence[Outgoing]) -> None:
+        """Returns when every message is durable. In order per key. On `UnavailableError` any of them may be durable."""
+
+    async def partitions(self, topic: str) -> int:
+        """How many partitions the topic has; raises `GoneError` when there is no such topic."""
+
+    async def low_offsets(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The first offset still held of each partition."""
+
+    async def end_offsets(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """The offset the next message of each partition will get."""
+
+    def read(
+        self, start: Mapping[TopicPartition, int], *, max_messages: int = 1000, max_wait_ms: int = 200
+    ) -> AsyncIterator[Sequence[Incoming]]:
+        """Batches from the given offsets on, without end; a batch may be empty after `max_wait_ms` without a message.
+
+        Messages of a partition come in offset order. Raises `GoneError` when a start lies outside the log.
+        """
+
+    async def close(self) -> None:
+        """Lets go of connections; unpublished messages are the caller's to keep."""
+
+
+# ---- the hot state --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a gateway polls to notice changes: `generation` grows with every publication; None: the state is bare."""
+
+    generation: int | None
+    now_ms: int
+
+
+class HotState(Protocol):
+    """Rolling spend and holds, the truth of the next decision. Keys: DESIGN.md, "The hot state"."""
+
+    async def reserve(self, request: HoldRequest) -> ReserveAnswer:
+        """`core.reserve.reserve`, atomically, in one round trip."""
+
+    async def release(self, org: str, reservation_id: str) -> bool:
+        """`core.reserve.release`, atomically."""
+
+    async def apply(self, org: str, place: TopicPartition, steps: Sequence[FoldStep], next_offset: int) -> ApplyAnswer:
+        """`core.fold.apply`, atomically."""
+
+    async def claim_due(self, org: str, limit: int) -> tuple[DueHold, ...]:
+        """`core.reserve.claim_due`, atomically."""
+
+    async def peek(self, org: str, proposals: Sequence[Proposal]) -> tuple[Standing, ...] | None:
+        """Current standings, changing nothing; None when the org is cold."""
+
+    async def now_ms(self) -> int:
+        """The hot state's clock, the only one that decides windows."""
+
+    async def load(self, org: str, image: OrgImage, epoch: str) -> bool:
+        """`core.fold.load`, atomically."""
+
+    async def epochs(self, orgs: Sequence[str]) -> Mapping[str, str | None]:
+        """The epoch of each org; None for a cold one."""
+
+    async def fold_fences(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        """Next offset of the whole partition, for the gap check; None where none is known."""
+
+    async def move_fold_fence(self, place: TopicPartition, next_offset: int) -> None:
+        """Moves a partition's fence forward (never back)."""
+
+    async def set_alarm(self, name: str, text: str) -> None:
+        """Keeps a named alarm that operators see until it is cleared."""
+
+    async def clear_alarm(self, name: str) -> None:
+        """Forgets a named alarm."""
+
+    async def alarms(self) -> Mapping[str, str]:
+        """Every alarm by name."""
+
+    async def close(self) -> None:
+        """Lets go of connections."""
+
+
+# ---- what control publishes for gateways ----------------------------------------------------------------------------
+
+
+class Directory(Protocol):
+    """Keys, org snapshots and price catalogs, published by control into the hot state and read by every service."""
+
+    async def pulse(self) -> Pulse:
+        """One cheap read to learn whether anything changed."""
+
+    async def find_key(self, key_hash: str) -> KeyRecord | None:
+        """The record of a live key; None for an unknown or revoked one. `UnavailableError`: the hot state is bare."""
+
+    async def snapshot(self, org: str) -> bytes | None:
+        """The compiled snapshot of an org (JSON, `core.snapshot`)."""
+
+    async def catalog(self, version: str) -> bytes | None:
+        """A price catalog by version (JSON, `core.pricing`)."""
+
+    async def orgs(self) -> tuple[str, ...]:
+        """Every org that has been published."""
+
+    async def publish_org(
+        self,
+        org: str,
+        version: int,
+        snapshot: bytes,
+        keys: Mapping[str, KeyRecord],
+        revoked: Sequence[str],
+        *,
+        announce: bool = True,
+    ) -> bool:
+        """Publishes an org's snapshot and keys (by hash) unless a newer version is there; false then.
+
+        `announce` lets gateways look. A bare hot state stays bare until then, so when many orgs are published into one,
+        announce the last alone: until it is there, a key that is not found may be a live one.
+        """
+
+    async def publish_catalog(self, version: str, catalog: bytes) -> None:
+        """Publishes a price catalog; a version is never published with other bytes."""
+
+    async def published_versions(self) -> Mapping[str, int]:
+        """The version last published of each org."""
+
+
+# ---- the vendors ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VendorRequest:
+    """A request to a vendor, body complete. `timeout_s` bounds connecting and each wait for bytes."""
+
+    method: str
+    url: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    timeout_s: float
+
+
+class VendorResponse(Protocol):
+    """A vendor's answer. Bytes are as sent on the wire: never decoded."""
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body as it arrives. Raises `UnavailableError` when the vendor breaks off."""
+
+    async def close(self) -> None:
+        """Lets go of the connection, read to its end or not."""
+
+
+class VendorTransport(Protocol):
+    """How the gateway reaches vendors. Raises `UnavailableError` when no answer began: `NotSentError` when the request
+    never left, as `TimedOutError` when the vendor took too long."""
+
+    async def send(self, request: VendorRequest) -> VendorResponse:
+        """The answer's head; its body follows by `chunks`."""
+
+    async def close(self) -> None:
+        """Lets go of all connections."""
+
+
+# ---- the outbox -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """An event kept until the log has it."""
+
+    sequence: int
+    message: Outgoing
+
+
+class Outbox(Protocol):
+    """Events of one producer, on disk, in order, until they are published. Calls block for microseconds only."""
+
+    @property
+    def producer(self) -> str:
+        """The identity of this outbox, made once with its file."""
+
+    def append(self, events: "Sequence[OutboxEvent]") -> None:
+        """Stamps the events with this producer and the next sequences and keeps them durably, all or none.
+
+        Raises `OutboxFullError` when a reservation or denial would go past the limit (what ends a call that was taken
+        on is always kept), and `UnavailableError` when the disk refuses.
+        """
+
+    def oldest(self, limit: int) -> Sequence[OutboxRow]:
+        """The first events not yet forgotten, in order."""
+
+    def forget(self, up_to_sequence: int) -> None:
+        """Drops events up to and including a sequence; the log has them."""
+
+    def size(self) -> int:
+        """How many events wait."""
+
+    def is_full(self) -> bool:
+        """Whether the limit is reached: no further call may be taken on."""
+
+    def checkpoint(self) -> None:
+        """Tidies the file. May take long, so call it in a thread; raises `UnavailableError` when the disk refuses."""
+
+    def close(self) -> None:
+        """Closes the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEvent:
+    """An event on its way into an outbox, with the trace headers it shall carry."""
+
+    event: object
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+# ---- the ledger, as the aggregator needs it for a rebuild -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerImage:
+    """What the ledger knows of an org, up to `next_offsets` (exclusive) of each partition."""
+
+    next_offsets: Mapping[TopicPartition, int]
+    image: OrgImage
+
+
+class LedgerView(Protocol):
+    """The ledger's sums, for rebuilding the hot state."""
+
+    async def next_offsets(self) -> Mapping[TopicPartition, int]:
+        """The next offset the ledger will take of each partition it has rows of."""
+
+    async def org_image(self, org: str) -> LedgerImage:
+        """An org's spend by window, open holds and producers' sequences, as of `next_offsets`."""
+
+
+# ---- the ledger's tables --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A read of the ledger's tables in ClickHouse's SQL; values go in only through `parameters` (``{name:Type}``)."""
+
+    statement: str
+    parameters: Mapping[str, object] = field(default_factory=dict)
+
+
+class LedgerStore(Protocol):
+    """The tables of ``schemas/clickhouse``, to which rows are only ever added."""
+
+    async def query(self, *queries: Query) -> Sequence[Sequence[Mapping[str, Any]]]:
+        """The rows of each query, by column name, as of one instant: no insert of this process lies between."""
+
+    async def insert(self, table: str, rows: Sequence[Mapping[str, object]], token: str) -> None:
+        """Adds the rows, all of one partition of the table, all or none; those of a known token not again.
+
+        On `UnavailableError` they may or may not have been added, or may yet be.
+        """

@@ -1,0 +1,158 @@
+"""Realistic events: what tests start from, and what ``schemas/examples`` holds as bytes.
+
+``python -m tests.support.examples`` writes those files again, after an event has gained a field.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from services.core.budgets import Charge
+from services.core.codec import encode
+from services.core.events import CallFacts, ComponentCost, Denial, Expiry, Reservation, Settlement, Stamped
+from services.core.identity import Identity
+
+FOLDER: Final = Path(__file__).parents[2] / "schemas" / "examples"
+PRODUCER: Final = "gw_01JD3TZZZZ0P1R2S3T4V5W6X7Y"
+
+FACTS: Final = CallFacts(
+    identity=Identity(
+        org="default",
+        key_id="key_01JD3V0S5G8Q4X1Y2Z3A4B5C6D",
+        team="ml",
+        agent="ada",
+        session="ses-42",
+        tags=("nightly", "eval"),
+    ),
+    vendor="sandbox",
+    route="/v1/chat/completions",
+    model_requested="sandbox-small",
+    model_priced="sandbox-small",
+    match="exact",
+    catalog_version="5f1d7a84db00d2fc",
+    config_version=12,
+)
+CHARGES: Final = (
+    Charge("bud_01JD3V0S5GORG000000000000A", "org:default", "c:1764547200000:1767225600000"),
+    Charge("bud_01JD3V0S5GTEAM00000000000A", "team:ml", "c:1764630000000:1764716400000"),
+    Charge("bud_01JD3V0S5GAGENT0000000000A", "agent:ada", "r:60000:60:29411321"),
+)
+RESERVATION: Final = Reservation(
+    transaction_id="txn_01JD3V2K7N9P0Q1R2S3T4V5W6X",
+    time_ms=1_764_679_260_123,
+    facts=FACTS,
+    estimate_mode="strict",
+    input_tokens_bound=1_000,
+    output_tokens_bound=500,
+    held_nano=1_500_000,
+    charges=CHARGES,
+    expires_at_ms=1_764_680_160_123,
+)
+SETTLEMENT: Final = Settlement(
+    transaction_id=RESERVATION.transaction_id,
+    time_ms=1_764_679_261_456,
+    facts=FACTS,
+    outcome="completed",
+    usage_source="reported",
+    usage={"input_tokens": 250, "cache_read_tokens": 0, "output_tokens": 200},
+    components=(
+        ComponentCost("input", 250, 500_000_000, 125_000),
+        ComponentCost("output", 200, 2_000_000_000, 400_000),
+    ),
+    cost_nano=525_000,
+    held_nano=RESERVATION.held_nano,
+    charges=CHARGES,
+    http_status=200,
+    retry_count=0,
+    latency_us={"auth": 41, "reserve": 480, "vendor": 1_250_000, "total": 1_251_333},
+)
+EXPIRY: Final = Expiry(
+    transaction_id="txn_01JD3V4M8P0Q1R2S3T4V5W6X7Y",
+    time_ms=1_764_680_161_000,
+    facts=FACTS,
+    held_nano=RESERVATION.held_nano,
+    booked_nano=RESERVATION.held_nano,
+    charges=CHARGES,
+)
+DENIAL: Final = Denial(
+    transaction_id="txn_01JD3V5N9Q1R2S3T4V5W6X7Y8Z",
+    time_ms=1_764_679_262_789,
+    facts=FACTS,
+    code="budget_exhausted",
+    reason="budget of team:ml has 0.000100000 USD left; this call may cost up to 0.001500000 USD",
+    estimate_nano=RESERVATION.held_nano,
+    budget_id=CHARGES[1].budget_id,
+    scope=CHARGES[1].scope,
+    limit_nano=50_000_000_000,
+    spent_nano=49_998_400_000,
+    held_nano=1_500_000,
+)
+PARTIAL: Final = replace(
+    SETTLEMENT,
+    transaction_id="txn_01JD3V6P0R2S3T4V5W6X7Y8Z9A",
+    outcome="partial",
+    usage_source="estimated",
+    usage={"input_tokens": 250, "output_tokens": 37},
+    components=(
+        ComponentCost("input", 250, 500_000_000, 125_000),
+        ComponentCost("output", 37, 2_000_000_000, 74_000),
+    ),
+    cost_nano=199_000,
+)
+VENDOR_ERROR: Final = replace(
+    SETTLEMENT,
+    transaction_id="txn_01JD3V7Q1S3T4V5W6X7Y8Z9A0B",
+    outcome="vendor_error",
+    usage_source="none",
+    usage={},
+    components=(),
+    cost_nano=0,
+    http_status=500,
+    retry_count=2,
+)
+UNBUDGETED: Final = replace(
+    RESERVATION,
+    transaction_id="txn_01JD3V8R2T4V5W6X7Y8Z9A0B1C",
+    facts=replace(
+        FACTS,
+        identity=Identity(org="default", key_id=FACTS.identity.key_id),
+        vendor="openai",
+        model_requested="gpt-4o-2024-08-06",
+        model_priced="gpt-4o",
+        match="normalised",
+    ),
+    charges=(),
+)
+UNKNOWN_MODEL: Final = replace(
+    DENIAL,
+    transaction_id="txn_01JD3V9S3V5W6X7Y8Z9A0B1C2D",
+    facts=replace(FACTS, vendor="openai", model_requested="größtes-modell ✓", model_priced="", match="none"),
+    code="unknown_model",
+    reason="model 'größtes-modell ✓' has no price; see the price catalog",
+    estimate_nano=0,
+    budget_id=None,
+    scope=None,
+    limit_nano=None,
+    spent_nano=None,
+    held_nano=None,
+)
+
+# By file, below `FOLDER`: <topic>/<version>/<what it shows>.json.
+EXAMPLES: Final[Mapping[str, Stamped]] = {
+    "spend.reservations.v1/1/three-budgets.json": Stamped(RESERVATION, PRODUCER, 1),
+    "spend.reservations.v1/1/no-budget.json": Stamped(UNBUDGETED, PRODUCER, 6),
+    "spend.settlements.v1/1/completed.json": Stamped(SETTLEMENT, PRODUCER, 2),
+    "spend.settlements.v1/1/partial.json": Stamped(PARTIAL, PRODUCER, 4),
+    "spend.settlements.v1/1/vendor-error.json": Stamped(VENDOR_ERROR, PRODUCER, 5),
+    "spend.settlements.v1/1/hold-expired.json": Stamped(EXPIRY, f"expiry:{EXPIRY.transaction_id}", 1),
+    "spend.decisions.v1/1/budget-exhausted.json": Stamped(DENIAL, PRODUCER, 3),
+    "spend.decisions.v1/1/unknown-model.json": Stamped(UNKNOWN_MODEL, PRODUCER, 1_000_007),
+}
+
+
+if __name__ == "__main__":
+    for name, stamped in EXAMPLES.items():
+        (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
+        # The bytes of the wire: no line end follows.
+        (FOLDER / name).write_bytes(encode(stamped))

@@ -1,0 +1,136 @@
+"""Hypothesis strategies of valid events, for every suite that needs some."""
+
+from hypothesis import strategies as st
+
+from services.core.budgets import Charge
+from services.core.codec import MAX_INTEGER
+from services.core.events import (
+    OUTCOMES,
+    USAGE_SOURCES,
+    CallFacts,
+    ComponentCost,
+    Denial,
+    Event,
+    Expiry,
+    Reservation,
+    Settlement,
+    Stamped,
+)
+from services.core.identity import DIMENSIONS, MAX_TAGS, Identity
+from services.core.windows import CalendarSpan, RollingSpan, Span
+
+_FIRST = "ABCXYZabcxyz0189"
+texts = st.text(st.characters(codec="utf-8"), max_size=40)
+names = st.builds(str.__add__, st.sampled_from(_FIRST), st.text(_FIRST + "._:@/+-", max_size=127))
+ulids = st.text("0123456789ABCDEFGHJKMNPQRSTVWXYZ", min_size=26, max_size=26)
+transaction_ids = st.builds("txn_{}".format, ulids)
+producers = st.one_of(st.builds("gw_{}".format, ulids), st.builds("expiry:{}".format, transaction_ids))
+counts = st.integers(0, MAX_INTEGER)
+amounts = st.integers(0, MAX_INTEGER)
+instants = st.integers(0, 7_258_118_399_999)  # 1970 to 2199
+counters = st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]{0,19}", fullmatch=True), counts, max_size=6)
+
+
+@st.composite
+def spans(draw: st.DrawFn) -> Span:
+    """A window span as events carry it."""
+    if draw(st.booleans()):
+        start_ms = draw(instants)
+        return CalendarSpan(start_ms, start_ms + draw(st.integers(1, 2_678_400_000)))
+    bucket_ms = draw(st.integers(1, 527_040_000))
+    return RollingSpan(bucket_ms, draw(st.integers(1, 60)), draw(instants) // bucket_ms)
+
+
+charges = st.builds(
+    Charge,
+    budget_id=st.builds("bud_{}".format, ulids),
+    scope=st.builds("{}:{}".format, st.sampled_from(("org", "team", "agent")), names),
+    window=spans().map(lambda span: span.key()),
+)
+charge_lists = st.lists(charges, max_size=4).map(tuple)
+
+identities = st.builds(
+    Identity,
+    org=names,
+    key_id=st.builds("key_{}".format, ulids),
+    tags=st.lists(names, max_size=MAX_TAGS, unique=True).map(tuple),
+    **{name: st.none() | names for name in DIMENSIONS},
+)
+facts = st.builds(
+    CallFacts,
+    identity=identities,
+    vendor=names,
+    route=texts,
+    model_requested=texts,
+    model_priced=texts,
+    match=st.sampled_from(("exact", "normalised", "none")),
+    catalog_version=texts,
+    config_version=counts,
+    auth_mode=names,
+)
+components = st.builds(
+    ComponentCost, component=names, quantity=counts, price_nano_per_million=amounts, cost_nano=amounts
+)
+reservations = st.builds(
+    Reservation,
+    transaction_id=transaction_ids,
+    time_ms=instants,
+    facts=facts,
+    estimate_mode=st.sampled_from(("strict",)),
+    input_tokens_bound=counts,
+    output_tokens_bound=counts,
+    held_nano=amounts,
+    charges=charge_lists,
+    expires_at_ms=instants,
+)
+settlements = st.builds(
+    Settlement,
+    transaction_id=transaction_ids,
+    time_ms=instants,
+    facts=facts,
+    outcome=st.sampled_from(OUTCOMES),
+    usage_source=st.sampled_from(USAGE_SOURCES),
+    usage=counters,
+    components=st.lists(components, max_size=4).map(tuple),
+    cost_nano=amounts,
+    held_nano=amounts,
+    charges=charge_lists,
+    http_status=st.integers(0, 599),
+    retry_count=st.integers(0, 2),
+    latency_us=counters,
+)
+expiries = st.builds(
+    Expiry,
+    transaction_id=transaction_ids,
+    time_ms=instants,
+    facts=facts,
+    held_nano=amounts,
+    booked_nano=amounts,
+    charges=charge_lists,
+)
+
+
+@st.composite
+def denials(draw: st.DrawFn) -> Denial:
+    """A denial, by a budget (with its figures) or for another reason (with none)."""
+    by_budget = draw(st.booleans())
+    figures = {
+        "budget_id": draw(st.builds("bud_{}".format, ulids)),
+        "scope": "org:" + draw(names),
+        "limit_nano": draw(amounts),
+        "spent_nano": draw(st.integers(-MAX_INTEGER, MAX_INTEGER)),
+        "held_nano": draw(amounts),
+    }
+    return Denial(
+        transaction_id=draw(transaction_ids),
+        time_ms=draw(instants),
+        facts=draw(facts),
+        code=draw(st.sampled_from(("budget_exhausted", "unknown_model", "unpriced_feature"))),
+        reason=draw(texts),
+        estimate_nano=draw(amounts),
+        **(figures if by_budget else {}),  # type: ignore[arg-type]
+    )
+
+
+events: st.SearchStrategy[Event] = st.one_of(reservations, settlements, expiries, denials())
+stamped_events = st.builds(Stamped, event=events, producer=producers, sequence=st.integers(1, MAX_INTEGER))
