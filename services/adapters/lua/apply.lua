@@ -1,0 +1,91 @@
+-- Twin of core.fold.apply.
+-- KEYS: epoch, offset fence, producers' sequences, due, then the holds and figures that the steps name by their number.
+-- ARGV: prefix of the org's keys, next offset, then of each step: kind, offset, producer, sequence, reservation id,
+--       amount, context, expires at, time, key number of its hold, its charges as JSON, how many they are, and of each
+--       charge: key number of its figures, window.
+-- Answers how many steps were applied and how many were duplicates; or nothing when the org is cold.
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return {}
+end
+local now = now_ms()
+local at = 2
+
+local function take(count)
+  at = at + count
+  return unpack(ARGV, at - count + 1, at)
+end
+
+local function take_charges()
+  local charges = {}
+  for index = 1, tonumber((take(1))) do
+    local key, window = take(2)
+    charges[index] = { key = KEYS[tonumber(key)], window = window, span = parse_span(window) }
+  end
+  return charges
+end
+
+local function apply_step(kind, id, amount, context, expires, time, hold_key, charges_json, charges)
+  local hold = redis.call('HMGET', hold_key, 'phase', 'amount', 'charges', 'expires', 'booked')
+  local phase, booked = hold[1], hold[5] or '0'
+  if kind == 'restore' then
+    if not phase then
+      start_hold(hold_key, id, amount, charges_json, context, expires, time, KEYS[4], charges, now)
+    end
+    return
+  end
+  local may_end_again = kind == 'expire'
+  local held_charges = charges
+  if not phase then
+    redis.call('HSET', hold_key, 'amount', '0', 'charges', charges_json, 'expires', '0', 'admitted', '0')
+  else
+    if phase == 'settled' or (phase == 'expired' and kind == 'expire') then
+      return
+    end
+    if hold[3] ~= charges_json then
+      held_charges = decode_charges(ARGV[1], hold[3])
+    end
+    if phase == 'held' then
+      for _, charge in ipairs(held_charges) do
+        add_held(charge.key, charge.span, negative(hold[2]), now)
+      end
+      -- Only a claim moves a hold's place in the order, and only a claimed one can have an expiry in the log.
+      may_end_again = may_end_again or tonumber(redis.call('ZSCORE', KEYS[4], id)) ~= tonumber(hold[4])
+      redis.call('ZREM', KEYS[4], id)
+    else
+      may_end_again = true
+    end
+  end
+  for _, charge in ipairs(charges) do
+    add_spent(charge.key, charge.span, amount, now)
+    add_spent(charge.key, charge.span, negative(booked), now)
+  end
+  redis.call('HDEL', hold_key, 'context')
+  redis.call('HSET', hold_key, 'phase', kind == 'settle' and 'settled' or 'expired', 'booked', amount)
+  redis.call('PEXPIREAT', hold_key, digits(forget_at(held_charges, may_end_again, now)))
+end
+
+local fence = tonumber(redis.call('GET', KEYS[2]) or '0')
+local sequences = {}
+local applied, duplicates = 0, 0
+while at < #ARGV do
+  local kind, offset, producer, sequence, id, amount, context, expires, time, hold, charges_json = take(11)
+  local charges = take_charges()
+  local seen = sequences[producer] or redis.call('HGET', KEYS[3], producer) or '0'
+  if tonumber(offset) < fence or tonumber(sequence) <= tonumber(seen) then
+    duplicates = duplicates + 1
+  else
+    if string.sub(producer, 1, #EXPIRY_PRODUCER) ~= EXPIRY_PRODUCER then
+      sequences[producer] = sequence
+    end
+    apply_step(kind, id, amount, context, expires, time, KEYS[tonumber(hold)], charges_json, charges)
+    applied = applied + 1
+  end
+end
+for producer, sequence in pairs(sequences) do
+  redis.call('HSET', KEYS[3], producer, sequence)
+end
+set_expiries(now)
+if tonumber(ARGV[2]) > fence then
+  redis.call('SET', KEYS[2], ARGV[2])
+end
+return { applied, duplicates }

@@ -1,0 +1,51 @@
+-- Twin of core.fold.load; the adapter has cleared what was left of the org.
+-- KEYS: epoch, due, then what the parts name by their number. ARGV: epoch, then the parts, each with its kind first:
+--   spent: key number of the figures, window, amount
+--   held: key number, reservation id, amount, charges as JSON, context, expires at, admitted at, how many charges, and
+--         of each: key number of its figures, window
+--   settled, expired: key number, amount, charges as JSON, expires at, admitted at, booked, forget at (or 0)
+--   fence: key number, next offset
+--   producer: key number, producer, sequence
+-- Answers 1, or 0 when the org has an epoch already.
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return 0
+end
+local now = now_ms()
+local at = 1
+
+local function take(count)
+  at = at + count
+  return unpack(ARGV, at - count + 1, at)
+end
+
+while at < #ARGV do
+  local kind, number = take(2)
+  local key = KEYS[tonumber(number)]
+  if kind == 'spent' then
+    local window, amount = take(2)
+    add_spent(key, parse_span(window), amount, now)
+  elseif kind == 'held' then
+    local id, amount, charges_json, context, expires, admitted, count = take(7)
+    local charges = {}
+    for index = 1, tonumber(count) do
+      local figures, window = take(2)
+      charges[index] = { key = KEYS[tonumber(figures)], span = parse_span(window) }
+    end
+    start_hold(key, id, amount, charges_json, context, expires, admitted, KEYS[2], charges, now)
+  elseif kind == 'fence' then
+    redis.call('SET', key, (take(1)))
+  elseif kind == 'producer' then
+    redis.call('HSET', key, take(2))
+  else
+    local amount, charges_json, expires, admitted, booked, forget_ms = take(6)
+    redis.call('HSET', key, 'phase', kind, 'amount', amount, 'charges', charges_json, 'expires', expires,
+      'admitted', admitted, 'booked', booked)
+    if forget_ms == '0' then
+      forget_ms = digits(forget_at(decode_charges('', charges_json), kind == 'expired', now))
+    end
+    redis.call('PEXPIREAT', key, forget_ms)
+  end
+end
+set_expiries(now)
+redis.call('SET', KEYS[1], ARGV[1])
+return 1

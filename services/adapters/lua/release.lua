@@ -1,0 +1,15 @@
+-- Twin of core.reserve.release.
+-- KEYS: hold, due, then the figures of each of its charges. ARGV: reservation id, its charges as JSON, their windows.
+-- Answers 1, or 0 when there is no such hold any more.
+local hold = redis.call('HMGET', KEYS[1], 'phase', 'amount', 'charges')
+if hold[1] ~= 'held' or hold[3] ~= ARGV[2] then
+  return 0
+end
+local now = now_ms()
+for index = 3, #KEYS do
+  add_held(KEYS[index], parse_span(ARGV[index]), negative(hold[2]), now)
+end
+set_expiries(now)
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+return 1

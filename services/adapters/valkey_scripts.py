@@ -1,0 +1,138 @@
+"""The Lua scripts of the hot state, and how keys, charges and windows are written for them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Final
+
+from services.adapters.valkey_connection import Argument, RefusedError, ValkeyConnection
+from services.core.budgets import Charge, Proposal
+from services.core.hotstate import CLAIM_MS, EXPIRY_PRODUCER, MAX_FIGURE, TOMBSTONE_MS, WINDOW_GRACE_MS
+from services.core.windows import CalendarSpan, Span, parse_span
+
+_NAMES: Final = ("reserve", "release", "claim", "peek", "apply", "load", "clear", "publish", "announce", "forward")
+# The first line has the server refuse a script it has no memory for before it begins, not halfway. The others are the
+# scripts' own copies of core's constants, so that neither twin can drift.
+_HEAD: Final = (
+    "#!lua\n"
+    f"local MAX_FIGURE, EXPIRY_PRODUCER = '{MAX_FIGURE}', '{EXPIRY_PRODUCER}'\n"
+    f"local WINDOW_GRACE_MS, TOMBSTONE_MS, CLAIM_MS = {WINDOW_GRACE_MS}, {TOMBSTONE_MS}, {CLAIM_MS}\n"
+)
+_CHARGE_END: Final = '"]'
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script's whole text and the digest by which the server knows it."""
+
+    source: str
+    digest: str
+
+    @classmethod
+    def of(cls, source: str) -> "Script":
+        """The script of this text."""
+        return cls(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+    async def run(self, connection: ValkeyConnection, keys: Sequence[Argument], arguments: Sequence[Argument]) -> Any:
+        """The script's answer. A server that does not know it yet is sent its text. Raises as `execute` does."""
+        try:
+            return await connection.execute("EVALSHA", self.digest, len(keys), *keys, *arguments)
+        except RefusedError as error:
+            if error.code != "NOSCRIPT":
+                raise
+        return await connection.execute("EVAL", self.source, len(keys), *keys, *arguments)
+
+
+def load_scripts() -> Mapping[str, Script]:
+    """Every script by its name."""
+    folder = files("services.adapters") / "lua"
+    shared = _HEAD + (folder / "common.lua").read_text()
+    return {name: Script.of(shared + (folder / f"{name}.lua").read_text()) for name in _NAMES}
+
+
+def org_key(org: str, name: str) -> str:
+    """A key of an org. All of them hash to one slot."""
+    return f"{{{org}}}:{name}"
+
+
+def figures_key(org: str, budget_id: str, span: Span) -> str:
+    """The key of a calendar window's figures, or of a rolling budget's ring."""
+    if isinstance(span, CalendarSpan):
+        return f"{{{org}}}:b:{budget_id}:{span.key()}"
+    return f"{{{org}}}:r:{budget_id}:{span.bucket_ms}:{span.count}"
+
+
+def charges_json(charges: Iterable[Charge]) -> str:
+    """Charges as a hold keeps them; equal charges are equal text."""
+    return f"[{','.join(_charge_start(each.budget_id, each.scope) + each.window + _CHARGE_END for each in charges)}]"
+
+
+def parse_charges(text: bytes) -> tuple[Charge, ...]:
+    """The charges of `charges_json` text."""
+    return tuple(Charge(*each) for each in json.loads(text))
+
+
+class Call:
+    """A script's keys and arguments as they grow. Each key is declared once; the arguments name it by its number."""
+
+    def __init__(self, org: str, keys: Iterable[str], arguments: Iterable[Argument]) -> None:
+        self._org = org
+        self._numbers = {key: number for number, key in enumerate(keys, 1)}
+        self._figures: dict[tuple[str, str], int] = {}
+        self.arguments = list(arguments)
+
+    @property
+    def keys(self) -> list[Argument]:
+        """The declared keys, in the order of their numbers."""
+        return list(self._numbers)
+
+    def number(self, name: str) -> int:
+        """The number of a key of the org."""
+        return self._declare(org_key(self._org, name))
+
+    def figures_number(self, budget_id: str, window: str) -> int:
+        """The number of the key of a window's figures or ring."""
+        number = self._figures.get((budget_id, window))
+        if number is None:
+            number = self._declare(figures_key(self._org, budget_id, parse_span(window)))
+            self._figures[budget_id, window] = number
+        return number
+
+    def add(self, *arguments: Argument) -> None:
+        """Appends arguments."""
+        self.arguments.extend(arguments)
+
+    def add_charges(self, charges: Sequence[Charge]) -> None:
+        """Appends how many charges there are and, of each, the number of its figures and its window."""
+        self.add(len(charges))
+        for each in charges:
+            self.add(self.figures_number(each.budget_id, each.window), each.window)
+
+    def _declare(self, key: str) -> int:
+        return self._numbers.setdefault(key, len(self._numbers) + 1)
+
+
+@lru_cache(maxsize=16_384)
+def proposal_arguments(org: str, proposal: Proposal) -> tuple[bytes, tuple[bytes, ...]]:
+    """A proposal for ``reserve.lua``: its key, and kind, start or bucket width, end or count, limit, and charge.
+
+    Gateways propose the same spans for as long as these last, hence the cache.
+    """
+    span = proposal.span
+    start = _charge_start(proposal.budget_id, proposal.scope)
+    if isinstance(span, CalendarSpan):
+        words = ("c", span.start_ms, span.end_ms, proposal.limit_nano, start + span.key() + _CHARGE_END)
+    else:
+        ring = f"r:{span.bucket_ms}:{span.count}:"
+        words = ("r", span.bucket_ms, span.count, proposal.limit_nano, start + ring)
+    key = figures_key(org, proposal.budget_id, span)
+    return key.encode(), tuple(str(word).encode() for word in words)
+
+
+@lru_cache(maxsize=16_384)
+def _charge_start(budget_id: str, scope: str) -> str:
+    # A window's key is digits, letters and colons, so it needs no quoting: the text of a charge is this, key, and `"]`.
+    return json.dumps([budget_id, scope], ensure_ascii=False, separators=(",", ":"))[:-1] + ',"'
