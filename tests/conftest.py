@@ -10,4 +10,5 @@ settings.load_profile("farthing")
 pytest_plugins = [
     "tests.support.valkey",
     "tests.support.kafka",
+    "tests.support.vendors",
 ]
