@@ -10,5 +10,6 @@ settings.load_profile("farthing")
 pytest_plugins = [
     "tests.support.valkey",
     "tests.support.kafka",
+    "tests.support.postgres",
     "tests.support.vendors",
 ]

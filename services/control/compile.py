@@ -1,0 +1,53 @@
+"""Compiles an org's rows into what gateways decide with. Pure: equal rows give equal bytes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from services.core.budgets import SCOPE_KINDS, Budget
+from services.core.identity import KeyRecord
+from services.core.snapshot import Connection, Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class OrgRecord:
+    """An org's settings. `hold_ms`: how long a hold lives; `book_expired`: an expired hold is booked, not released."""
+
+    name: str
+    config_version: int
+    catalog_version: str
+    hold_ms: int
+    book_expired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HashedKey:
+    """A key as stored: its HMAC, and what it stands for."""
+
+    key_hash: str
+    record: KeyRecord
+    is_revoked: bool
+
+
+def compile_snapshot(org: OrgRecord, budgets: Iterable[Budget], connections: Iterable[Connection]) -> Snapshot:
+    """The org's snapshot: budgets from the widest scope to the narrowest, then by id; connections by vendor."""
+    return Snapshot(
+        org=org.name,
+        version=org.config_version,
+        catalog_version=org.catalog_version,
+        hold_ms=org.hold_ms,
+        book_expired=org.book_expired,
+        budgets=tuple(sorted(budgets, key=lambda each: (SCOPE_KINDS.index(each.scope_kind), each.budget_id))),
+        connections={each.vendor: each for each in sorted(connections, key=lambda each: each.vendor)},
+    )
+
+
+def compile_keys(keys: Iterable[HashedKey]) -> tuple[Mapping[str, KeyRecord], tuple[str, ...]]:
+    """Live keys by hash, and the hashes of revoked ones."""
+    live: dict[str, KeyRecord] = {}
+    revoked: list[str] = []
+    for key in keys:
+        if key.is_revoked:
+            revoked.append(key.key_hash)
+        else:
+            live[key.key_hash] = key.record
+    return live, tuple(revoked)

@@ -1,0 +1,36 @@
+"""Field types and base classes of requests and answers."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Path
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+from services.core.codec import format_time
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def instant_text(instant: datetime) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    since = instant - _EPOCH
+    return format_time((since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000)
+
+
+Instant = Annotated[datetime, PlainSerializer(instant_text, return_type=str)]
+Name = Annotated[str, Field(max_length=128, examples=["ml"])]
+PathId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Usd = Annotated[str, Field(examples=["50.000000000"], description="US dollars, nine decimals.")]
+
+
+class Body(BaseModel):
+    """A request body: unknown fields and lenient conversions are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Made(BaseModel):
+    """What had to be made on the way because it did not exist yet."""
+
+    team: bool = False
+    agent: bool = False

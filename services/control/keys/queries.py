@@ -1,0 +1,75 @@
+"""SQL of API keys. Only the HMAC of a key is ever here."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from asyncpg import Connection, Record
+
+from services.control.compile import HashedKey
+from services.core.identity import KeyRecord
+
+_COLUMNS = "key_id, role, pins, hint, created_at, revoked_at"
+
+
+async def find_live(connection: Connection, key_hash: str) -> KeyRecord | None:
+    """The key with this hash, unless it is revoked."""
+    row = await connection.fetchrow(
+        "SELECT key_id, org, role, pins FROM keys WHERE hash = $1 AND revoked_at IS NULL", key_hash
+    )
+    return None if row is None else _record(row)
+
+
+async def insert(
+    connection: Connection, key_id: str, org: str, key_hash: str, hint: str, role: str, pins: Mapping[str, str]
+) -> Record:
+    """Keeps a new key."""
+    row = await connection.fetchrow(
+        "INSERT INTO keys (key_id, org, hash, hint, role, pins) VALUES ($1, $2, $3, $4, $5, $6::jsonb)"
+        f" RETURNING {_COLUMNS}",
+        key_id,
+        org,
+        key_hash,
+        hint,
+        role,
+        json.dumps(pins),
+    )
+    assert row is not None
+    return row
+
+
+async def list_keys(connection: Connection, org: str) -> Sequence[Record]:
+    """Every key of an org, oldest first."""
+    return await connection.fetch(f"SELECT {_COLUMNS} FROM keys WHERE org = $1 ORDER BY key_id", org)
+
+
+async def find(connection: Connection, org: str, key_id: str) -> Record | None:
+    """A key of an org by id."""
+    return await connection.fetchrow(f"SELECT {_COLUMNS} FROM keys WHERE org = $1 AND key_id = $2", org, key_id)
+
+
+async def revoke(connection: Connection, key_id: str) -> Record:
+    """Marks a live key as revoked."""
+    row = await connection.fetchrow(
+        f"UPDATE keys SET revoked_at = now() WHERE key_id = $1 RETURNING {_COLUMNS}",
+        key_id,
+    )
+    assert row is not None
+    return row
+
+
+async def count_live_admins(connection: Connection, org: str) -> int:
+    """How many live org_admin keys an org has."""
+    count: int = await connection.fetchval(
+        "SELECT count(*) FROM keys WHERE org = $1 AND role = 'org_admin' AND revoked_at IS NULL", org
+    )
+    return count
+
+
+async def list_hashed(connection: Connection, org: str) -> tuple[HashedKey, ...]:
+    """Every key of an org as gateways need it."""
+    rows = await connection.fetch("SELECT hash, key_id, org, role, pins, revoked_at FROM keys WHERE org = $1", org)
+    return tuple(HashedKey(row["hash"], _record(row), row["revoked_at"] is not None) for row in rows)
+
+
+def _record(row: Record) -> KeyRecord:
+    return KeyRecord(row["key_id"], row["org"], row["role"], json.loads(row["pins"]))

@@ -1,0 +1,71 @@
+"""SQL of orgs."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from asyncpg import Connection, Record
+
+from services.control.compile import OrgRecord
+
+_COLUMNS = "name, config_version, catalog_version, hold_ms, book_expired"
+
+
+async def bump(connection: Connection, org: str) -> int:
+    """The org's next config version; the row stays locked until the transaction ends."""
+    version: int = await connection.fetchval(
+        "UPDATE orgs SET config_version = config_version + 1 WHERE name = $1 RETURNING config_version", org
+    )
+    return version
+
+
+async def find(connection: Connection, org: str) -> OrgRecord:
+    """An org that exists: orgs are never deleted."""
+    row = await connection.fetchrow(f"SELECT {_COLUMNS} FROM orgs WHERE name = $1", org)
+    assert row is not None
+    return _record(row)
+
+
+async def find_created_at(connection: Connection, org: str) -> datetime:
+    """When the org was made."""
+    created_at: datetime = await connection.fetchval("SELECT created_at FROM orgs WHERE name = $1", org)
+    return created_at
+
+
+async def list_versions(connection: Connection) -> Mapping[str, int]:
+    """The config version of every org."""
+    rows = await connection.fetch("SELECT name, config_version FROM orgs ORDER BY name")
+    return {row["name"]: row["config_version"] for row in rows}
+
+
+async def insert(connection: Connection, org: str, catalog_version: str, hold_ms: int) -> None:
+    """Makes an org."""
+    await connection.execute(
+        "INSERT INTO orgs (name, catalog_version, hold_ms) VALUES ($1, $2, $3)", org, catalog_version, hold_ms
+    )
+
+
+async def settle_defaults(
+    connection: Connection, catalog_version: str, hold_ms: int
+) -> tuple[tuple[OrgRecord, OrgRecord], ...]:
+    """Gives every org this catalog and hold time, with a new version where it had others; those, before and after."""
+    before = await connection.fetch(
+        f"SELECT {_COLUMNS} FROM orgs WHERE catalog_version <> $1 OR hold_ms <> $2 ORDER BY name FOR UPDATE",
+        catalog_version,
+        hold_ms,
+    )
+    changed = []
+    for row in before:
+        after = await connection.fetchrow(
+            "UPDATE orgs SET catalog_version = $2, hold_ms = $3, config_version = config_version + 1"
+            f" WHERE name = $1 RETURNING {_COLUMNS}",
+            row["name"],
+            catalog_version,
+            hold_ms,
+        )
+        assert after is not None
+        changed.append((_record(row), _record(after)))
+    return tuple(changed)
+
+
+def _record(row: Record) -> OrgRecord:
+    return OrgRecord(row["name"], row["config_version"], row["catalog_version"], row["hold_ms"], row["book_expired"])

@@ -1,0 +1,111 @@
+"""Brings committed changes to the gateways: at once after each write, and by a loop that catches up on misses."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol
+
+import structlog
+from asyncpg import Connection
+
+from services.control.budgets import queries as budget_queries
+from services.control.compile import compile_keys, compile_snapshot
+from services.control.connections import queries as connection_queries
+from services.control.keys import queries as key_queries
+from services.control.orgs import queries as org_queries
+from services.control.prices import queries as price_queries
+from services.core.ports import Directory, UnavailableError
+from services.core.snapshot import encode_snapshot
+
+_log = structlog.get_logger(__name__)
+
+RECONCILE_INTERVAL_S: Final = 1.0
+
+
+class ReadableDatabase(Protocol):
+    """PostgreSQL, read."""
+
+    def snapshot(self) -> AbstractAsyncContextManager[Connection]:
+        """Read-only; every read sees the same instant."""
+
+
+class Publisher:
+    """Publishes orgs from PostgreSQL to the directory. Publishing what is there already, or less, changes nothing."""
+
+    def __init__(self, database: ReadableDatabase, directory: Directory) -> None:
+        self._database = database
+        self._directory = directory
+        self._is_behind = False
+        self._restored: set[str] = set()
+
+    async def publish(self, org: str, *, announce: bool = True) -> None:
+        """Publishes an org as committed now: its catalog first, then snapshot and keys. Raises `UnavailableError`.
+
+        Unannounced, gateways do not look for it yet, and take a hot state that is bare to be bare still.
+        """
+        async with self._database.snapshot() as connection:
+            record = await org_queries.find(connection, org)
+            budgets = await budget_queries.list_budgets(connection, org)
+            vendor_connections = await connection_queries.list_compiled(connection, org)
+            keys = await key_queries.list_hashed(connection, org)
+        # A gateway may read the snapshot the moment it is there, so what it names has to be there before. The hot
+        # state is asked each time: it may have been wiped since, and only it knows.
+        if await self._directory.catalog(record.catalog_version) is None:
+            async with self._database.snapshot() as connection:
+                catalog = await price_queries.read_body(connection, record.catalog_version)
+            await self._directory.publish_catalog(record.catalog_version, catalog)
+        live, revoked = compile_keys(keys)
+        snapshot = encode_snapshot(compile_snapshot(record, budgets, vendor_connections))
+        await self._directory.publish_org(org, record.config_version, snapshot, live, revoked, announce=announce)
+
+    async def publish_soon(self, org: str) -> None:
+        """Publishes a change that is committed. When that fails now, the loop does it as soon as it can."""
+        try:
+            if await self._is_bare():
+                await self.reconcile()
+            else:
+                await self.publish(org)
+        except UnavailableError as error:
+            _log.warning("publication_delayed", org=org, reason=str(error))
+
+    async def published_versions(self) -> Mapping[str, int]:
+        """The version gateways have of each org. Raises `UnavailableError`."""
+        return await self._directory.published_versions()
+
+    async def reconcile(self) -> None:
+        """Publishes every org that the directory lacks or has an older version of. Raises `UnavailableError`."""
+        # In this order: nothing is published before it is committed, so no version read first can be the greater one.
+        published = await self.published_versions()
+        is_bare = await self._is_bare()
+        async with self._database.snapshot() as connection:
+            versions = await org_queries.list_versions(connection)
+        behind = [org for org, version in versions.items() if published.get(org, 0) < version]
+        for org in behind:
+            # In a bare state a key is unknown for a while, not wrong: nothing is announced until all orgs are there.
+            await self.publish(org, announce=not is_bare or org == behind[-1])
+        restored = {org for org, version in versions.items() if published.get(org, 0) > version}
+        for org in restored - self._restored:
+            _log.error("database_older_than_gateways", org=org, config_version=versions[org], published=published[org])
+        self._restored = restored
+
+    async def _is_bare(self) -> bool:
+        return (await self._directory.pulse()).generation is None
+
+    async def catch_up(self) -> None:
+        """Reconciles if it can, and says once when it can't and once when it can again."""
+        try:
+            await self.reconcile()
+        except UnavailableError as error:
+            if not self._is_behind:
+                _log.warning("publication_waits", reason=str(error))
+            self._is_behind = True
+        else:
+            if self._is_behind:
+                _log.info("publication_resumed")
+            self._is_behind = False
+
+    async def run(self) -> None:
+        """Catches up for ever. Engines that are away are waited for; anything else is raised."""
+        while True:
+            await self.catch_up()
+            await asyncio.sleep(RECONCILE_INTERVAL_S)

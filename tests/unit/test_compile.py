@@ -1,0 +1,53 @@
+"""Compiling an org's rows: equal rows give equal bytes, and the bytes say what the rows say."""
+
+from itertools import permutations
+
+from services.control.compile import HashedKey, OrgRecord, compile_keys, compile_snapshot
+from services.core.budgets import Budget
+from services.core.identity import KeyRecord
+from services.core.snapshot import Connection, decode_snapshot, encode_snapshot
+from services.core.windows import CalendarWindow, RollingWindow
+
+ORG = OrgRecord("acme", config_version=7, catalog_version="cafe", hold_ms=900_000, book_expired=True)
+BUDGETS = [
+    Budget("bud_3", "agent", "ada", RollingWindow(3_600_000), 1),
+    Budget("bud_2", "org", "acme", CalendarWindow("day", "Europe/Berlin"), 10**18),
+    Budget("bud_1", "team", "ml", CalendarWindow("month", "UTC"), 0),
+    Budget("bud_4", "org", "acme", RollingWindow(60_000), 2),
+]
+CONNECTIONS = [
+    Connection("openai", "openai", "https://api.openai.com/v1", "v1.sealed", "openai"),
+    Connection("local", "openai", "http://127.0.0.1:11434/v1", None, "openai"),
+]
+
+
+def test_the_snapshot_says_what_the_rows_say() -> None:
+    snapshot = decode_snapshot(encode_snapshot(compile_snapshot(ORG, BUDGETS, CONNECTIONS)))
+    assert (snapshot.org, snapshot.version, snapshot.catalog_version) == ("acme", 7, "cafe")
+    assert (snapshot.hold_ms, snapshot.book_expired) == (900_000, True)
+    assert set(snapshot.budgets) == set(BUDGETS)
+    assert dict(snapshot.connections) == {each.vendor: each for each in CONNECTIONS}
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    compiled = {
+        encode_snapshot(compile_snapshot(ORG, budgets, connections))
+        for budgets in permutations(BUDGETS)
+        for connections in permutations(CONNECTIONS)
+    }
+    assert len(compiled) == 1
+
+
+def test_budgets_come_widest_scope_first() -> None:
+    compiled = compile_snapshot(ORG, BUDGETS, [])
+    assert [each.budget_id for each in compiled.budgets] == ["bud_2", "bud_4", "bud_1", "bud_3"]
+
+
+def test_live_keys_and_revoked_ones_are_kept_apart() -> None:
+    admin = KeyRecord("key_1", "acme", "org_admin", {})
+    agent = KeyRecord("key_2", "acme", "agent", {"team": "ml", "agent": "ada"})
+    live, revoked = compile_keys(
+        [HashedKey("aa", admin, False), HashedKey("bb", agent, True), HashedKey("cc", agent, False)]
+    )
+    assert live == {"aa": admin, "cc": agent}
+    assert revoked == ("bb",)
