@@ -1,0 +1,150 @@
+"""Vendors over HTTP/1.1 through httpx's transport: pooled connections, bytes as they are on the wire."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from functools import lru_cache
+from typing import Final
+
+import httpx
+
+from services.core.ports import NotSentError, TimedOutError, UnavailableError, VendorRequest, VendorResponse
+
+KEEP_ALIVE_S: Final = 30.0
+
+# Errors of httpx that come before a request is on its way.
+_NOT_SENT: Final = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+    httpx.InvalidURL,
+)
+# One of our own making keeps one connection: a pool of httpx's looks at every pair of its connections for each request.
+_ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_ALIVE_S)
+
+_Origin = tuple[bytes, bytes, int | None]
+
+
+class HttpxTransport:
+    """`ports.VendorTransport` on `httpx.AsyncHTTPTransport`. At most `max_connections` are in use; more calls wait.
+
+    The transport is used by itself: a client's redirects, cookies, decoding and default headers must not happen.
+    """
+
+    def __init__(self, max_connections: int = 1000) -> None:
+        self._ssl_context = httpx.create_ssl_context()
+        self._slots = asyncio.Semaphore(max_connections)
+        # By origin, the last used at the end: those at the front are the first to have been idle for too long.
+        self._idle: dict[_Origin, deque[tuple[float, httpx.AsyncHTTPTransport]]] = {}
+
+    async def send(self, request: VendorRequest) -> VendorResponse:
+        """The answer's head. Raises `NotSentError`, `TimedOutError` or `UnavailableError`."""
+        try:
+            outgoing = httpx.Request(
+                request.method,
+                _url(request.url),
+                headers=list(request.headers),
+                content=request.body,
+                extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), request.timeout_s)},
+            )
+        except httpx.InvalidURL as error:
+            raise NotSentError(_reason(error)) from error
+        line = await self._take(outgoing.url, request.timeout_s)
+        try:
+            response = await line.transport.handle_async_request(outgoing)
+        except BaseException as error:
+            await line.give_back()
+            if isinstance(error, _NOT_SENT):
+                raise NotSentError(_reason(error)) from error
+            if isinstance(error, httpx.TransportError):
+                raise _failure(error) from error
+            raise
+        return HttpxResponse(response, line)
+
+    async def close(self) -> None:
+        """Closes every connection; call it when no call is under way."""
+        idle, self._idle = self._idle, {}
+        for _, transport in (each for line in idle.values() for each in line):
+            await transport.aclose()
+
+    async def _take(self, url: httpx.URL, timeout_s: float) -> "_Line":
+        if self._slots.locked():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._slots.acquire()
+            except TimeoutError as error:
+                raise NotSentError("every vendor connection is in use") from error
+        else:
+            await self._slots.acquire()
+        idle = self._idle.setdefault((url.raw_scheme, url.raw_host, url.port), deque())
+        transport = idle.pop()[1] if idle else httpx.AsyncHTTPTransport(verify=self._ssl_context, limits=_ONE)
+        return _Line(transport, idle, self._slots)
+
+
+class _Line:
+    """A transport of one connection, taken by one call."""
+
+    def __init__(
+        self,
+        transport: httpx.AsyncHTTPTransport,
+        idle: deque[tuple[float, httpx.AsyncHTTPTransport]],
+        slots: asyncio.Semaphore,
+    ) -> None:
+        self.transport = transport
+        self._idle = idle
+        self._slots = slots
+
+    async def give_back(self) -> None:
+        """Lets the next call have it, and closes what nobody has taken for a while."""
+        now = time.monotonic()
+        self._slots.release()
+        self._idle.append((now, self.transport))
+        while self._idle and self._idle[0][0] < now - KEEP_ALIVE_S:
+            await self._idle.popleft()[1].aclose()
+
+
+class HttpxResponse:
+    """`ports.VendorResponse` of an httpx answer."""
+
+    def __init__(self, response: httpx.Response, line: _Line) -> None:
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        self._stream = response.stream
+        self._line: _Line | None = line
+        self.status: int = response.status_code
+        self.headers: Sequence[tuple[bytes, bytes]] = response.headers.raw
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body as it arrives, not decoded. Raises `TimedOutError` and `UnavailableError`."""
+        try:
+            async for chunk in self._stream:
+                yield chunk
+        except httpx.TransportError as error:
+            raise _failure(error) from error
+
+    async def close(self) -> None:
+        """Gives the connection back when the body was read to its end, and closes it otherwise."""
+        line, self._line = self._line, None
+        if line is None:
+            return
+        try:
+            await self._stream.aclose()
+        finally:
+            await line.give_back()
+
+
+@lru_cache(maxsize=1024)
+def _url(text: str) -> httpx.URL:
+    return httpx.URL(text)
+
+
+def _failure(error: httpx.TransportError) -> UnavailableError:
+    if isinstance(error, httpx.TimeoutException):
+        return TimedOutError(_reason(error))
+    return UnavailableError(_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

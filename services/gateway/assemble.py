@@ -1,0 +1,127 @@
+"""Puts the gateway together from ports and options: the same for app.py and for every test."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+
+from services.core.ports import Directory, HotState, UnavailableError, VendorTransport
+from services.gateway.admit import Admitter, OpenSealed
+from services.gateway.calls import GovernedCalls, VendorRoute
+from services.gateway.forward import Forwarder
+from services.gateway.identify import Authenticator
+from services.gateway.models import ModelList
+from services.gateway.observe import NoObserver, Observer, PassOn, Tracing
+from services.gateway.record import Recorder
+from services.gateway.relay import Relay
+from services.gateway.routes import Gateway, Surface
+from services.gateway.settle import Settler
+from services.gateway.snapshots import HotClock, Snapshots
+from services.gateway.vendors.openai import CHAT, OpenAIDialect
+
+# A hot state that has not been reached for this long is taken to be away.
+_STALE_S: Final = 3.0
+_NO_OBSERVER: Final = NoObserver()
+_PASS_ON: Final = PassOn()
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What the gateway needs of the outside world. `relay_transport` reaches the services behind the one address."""
+
+    directory: Directory
+    hot_state: HotState
+    outbox: Recorder
+    vendors: VendorTransport
+    relay_transport: httpx.AsyncBaseTransport
+    open_sealed: OpenSealed
+    pepper: bytes
+    observer: Observer = _NO_OBSERVER
+    tracing: Tracing = _PASS_ON
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the gateway behaves; names and defaults as in the settings."""
+
+    control_url: str
+    ledger_url: str
+    sandbox_url: str | None = None
+    default_vendor: str = "openai"
+    header_prefix: str = "x-spend-"
+    max_body_bytes: int = 32 * 1024 * 1024
+    max_response_bytes: int = 64 * 1024 * 1024
+    vendor_timeout_s: float = 120.0
+    poll_interval_s: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The application, and what must run or be waited for beside it."""
+
+    app: Gateway
+    snapshots: Snapshots
+    admitter: Admitter
+
+
+def assemble(ports: Ports, options: Options) -> Assembly:
+    """The gateway. Run `snapshots.run()` beside it."""
+    clock = HotClock()
+    prefix = options.header_prefix.lower()
+    authenticator = Authenticator(ports.directory, ports.pepper, prefix)
+    snapshots = Snapshots(ports.directory, clock, authenticator.forget, options.poll_interval_s)
+    admitter = Admitter(
+        snapshots=snapshots,
+        clock=clock,
+        hot_state=ports.hot_state,
+        outbox=ports.outbox,
+        tracing=ports.tracing,
+        open_sealed=ports.open_sealed,
+        sandbox_url=options.sandbox_url,
+        default_vendor=options.default_vendor,
+        header_prefix=prefix,
+    )
+    calls = GovernedCalls(
+        authenticator=authenticator,
+        admitter=admitter,
+        forwarder=Forwarder(ports.vendors, ports.observer, options.vendor_timeout_s),
+        settler=Settler(ports.outbox, ports.observer),
+        observer=ports.observer,
+        header_prefix=prefix,
+        max_body_bytes=options.max_body_bytes,
+        max_response_bytes=options.max_response_bytes,
+    )
+    dialect = OpenAIDialect()
+    chat = VendorRoute(CHAT, "/chat/completions", dialect)
+    surface = Surface(
+        calls=calls,
+        # Some clients are given the bare address and leave the version out.
+        routes={"/v1/chat/completions": chat, "/chat/completions": chat},
+        dialect=dialect,
+        models=ModelList(authenticator, admitter, ports.observer, dialect, prefix),
+        control=Relay("control", options.control_url, ports.relay_transport),
+        ledger=Relay("ledger", options.ledger_url, ports.relay_transport),
+        readiness=_Readiness(ports, snapshots).reason,
+    )
+    return Assembly(Gateway(surface), snapshots, admitter)
+
+
+class _Readiness:
+    def __init__(self, ports: Ports, snapshots: Snapshots) -> None:
+        self._ports = ports
+        self._snapshots = snapshots
+
+    async def reason(self) -> str | None:
+        """Why no call can be served right now, or None: one warm org is enough to be of use."""
+        age_s = self._snapshots.age_s()
+        if age_s is None or age_s > _STALE_S:
+            return "the hot state can't be reached"
+        if self._snapshots.generation is None:
+            return "control has not published anything yet"
+        if self._ports.outbox.is_full():
+            return "the outbox is full: the event log has been away too long"
+        try:
+            epochs = await self._ports.hot_state.epochs(await self._ports.directory.orgs())
+        except UnavailableError:
+            return "the hot state can't be reached"
+        return None if any(epochs.values()) else "the hot state is being rebuilt"

@@ -1,0 +1,170 @@
+"""A vendor's answer on its way to the client, metered as it passes and settled once, however it ends (GW-3, GW-4)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Final
+
+import structlog
+
+from services.core.events import Outcome
+from services.core.ports import UnavailableError
+from services.gateway.admit import AdmittedCall
+from services.gateway.body import Receive, Send
+from services.gateway.forward import Forwarded
+from services.gateway.headers import last_value
+from services.gateway.refusal import RefusedError
+from services.gateway.respond import ResponseHeaders, send_refusal, send_whole, trailing_comment
+from services.gateway.settle import NOTHING_USED, Settled, Settler
+from services.gateway.vendors import Dialect, Meter, Metered
+
+log = structlog.get_logger()
+
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
+
+class Delivery:
+    """One answer. Make one a call, and `run` it once."""
+
+    def __init__(
+        self,
+        *,
+        call: AdmittedCall,
+        forwarded: Forwarded,
+        dialect: Dialect,
+        settler: Settler,
+        names: ResponseHeaders,
+        receive: Receive,
+        send: Send,
+        buffer_bytes: int,
+        with_trailer: bool,
+    ) -> None:
+        self._call = call
+        self._response = forwarded.response
+        self._retry_count = forwarded.retry_count
+        self._dialect = dialect
+        self._settler = settler
+        self._names = names
+        self._receive = receive
+        self._send = send
+        self._buffer_bytes = buffer_bytes
+        self._with_trailer = with_trailer
+        self._status = self._response.status
+        # A status that HTTP does not know (some bot walls send 999) can't be passed on.
+        self._status_told = self._status if self._status <= 599 else 502
+        self._headers = self._names.of_vendor(self._response.headers)
+        content_type = (last_value(self._headers, b"content-type") or b"").lower()
+        self._is_stream = content_type.startswith(b"text/event-stream") or (call.request.stream and not content_type)
+        self._meter: Meter | None = None
+        self._settled: Settled | None = None
+        self._tail = b""
+        self._last = b"\n\n"
+
+    async def run(self) -> None:
+        """Delivers the answer to its end, or to where it or the client breaks off."""
+        if 200 <= self._status < 300:
+            headers = {name.lower(): value for name, value in self._response.headers}
+            self._meter = self._dialect.meter(self._call.request, self._status, headers)
+        try:
+            async with aclosing(self._response.chunks()) as chunks:
+                if self._is_stream:
+                    await self._pass_on(chunks, [])
+                else:
+                    await self._deliver_whole(chunks)
+        finally:
+            # Synchronous, so that even a cancelled call is settled with what it has used so far.
+            self._settle(complete=False)
+            await self._response.close()
+
+    async def _deliver_whole(self, chunks: AsyncIterator[bytes]) -> None:
+        """Holds the answer back until its cost is known, so that the cost can be in its head."""
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async for chunk in chunks:
+                parts.append(self._feed(chunk))
+                size += len(parts[-1])
+                if size > self._buffer_bytes:
+                    await self._pass_on(chunks, parts)
+                    return
+        except UnavailableError:
+            settled = self._settle(complete=False)
+            self._log_break()
+            refusal = RefusedError(502, "vendor_unreachable", self._broke_off())
+            headers = self._names.of_call(self._call, self._retry_count, settled)
+            await send_refusal(self._send, self._dialect, refusal, headers)
+            return
+        settled = self._settle(complete=True)
+        headers = [*self._headers, *self._names.of_call(self._call, self._retry_count, settled)]
+        await send_whole(self._send, self._status_told, headers, b"".join([*parts, self._tail]))
+
+    async def _pass_on(self, chunks: AsyncIterator[bytes], parts: list[bytes]) -> None:
+        """Hands on every chunk as it comes; `parts` came before."""
+        headers = [*self._headers, *self._names.of_call(self._call, self._retry_count, None)]
+        broken = False
+        try:
+            async with asyncio.timeout(None) as scope:
+                watch = asyncio.create_task(self._watch(scope))
+                try:
+                    await self._send({"type": "http.response.start", "status": self._status_told, "headers": headers})
+                    for part in parts:
+                        await self._send_part(part)
+                    async for chunk in chunks:
+                        await self._send_part(self._feed(chunk))
+                except UnavailableError:
+                    broken = True
+                finally:
+                    watch.cancel()
+        except OSError:  # The client has hung up: our own timeout below, or a server whose `send` says so.
+            self._settle(complete=False)
+            return
+        settled = self._settle(complete=not broken)
+        await self._end(settled, broken=broken)
+
+    async def _end(self, settled: Settled, *, broken: bool) -> None:
+        """Ends a stream; its settlement is on disk when the client learns of the end."""
+        last = self._tail
+        if broken:
+            self._log_break()
+            if self._is_stream and self._last.endswith(_EVENT_ENDS):
+                fields = {"transaction_id": self._call.transaction_id}
+                last = self._dialect.stream_error("vendor_unreachable", self._broke_off(), fields)
+            else:
+                # Half an event or half a document is out: only a connection cut short tells the client so.
+                return
+        elif self._with_trailer and self._is_stream:
+            last += trailing_comment(self._call, settled)
+        await self._send({"type": "http.response.body", "body": last})
+
+    async def _watch(self, scope: asyncio.Timeout) -> None:
+        """Ends the delivery when the client hangs up, even while the vendor is silent."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        scope.reschedule(asyncio.get_running_loop().time())
+
+    async def _send_part(self, part: bytes) -> None:
+        if part:
+            self._last = part[-4:] if len(part) >= 4 else (self._last + part)[-4:]
+            await self._send({"type": "http.response.body", "body": part, "more_body": True})
+
+    def _log_break(self) -> None:
+        log.warning("vendor_broke_off", vendor=self._call.target.vendor, transaction_id=self._call.transaction_id)
+
+    def _broke_off(self) -> str:
+        return f"vendor {self._call.target.vendor!r} broke off in its answer"
+
+    def _feed(self, chunk: bytes) -> bytes:
+        return chunk if self._meter is None else self._meter.feed(chunk)
+
+    def _settle(self, *, complete: bool) -> Settled:
+        """Settles the call, once; later calls change nothing."""
+        if self._settled is not None:
+            return self._settled
+        self._call.timing.mark_vendor()
+        outcome: Outcome = "vendor_error"
+        metered: Metered = NOTHING_USED
+        if self._meter is not None:
+            self._tail, metered = self._meter.finish()
+            outcome = "completed" if complete and metered.complete else "partial"
+        self._settled = self._settler.settle(self._call, outcome, metered, self._status, self._retry_count)
+        return self._settled

@@ -1,0 +1,156 @@
+"""Headers, read once: the caller's key, what identifies the caller, and what may go on to the vendor (ID-4)."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from services.gateway.refusal import RefusedError
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+MAX_VALUE_BYTES: Final = 8192
+DEFAULT_PREFIX: Final = b"x-spend-"
+
+# Of this connection only (RFC 9110, 7.6.1), in either direction.
+HOP_BY_HOP: Final = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+# What says who or where the caller is, and what the gateway sets itself.
+_NOT_FOR_VENDORS: Final = HOP_BY_HOP | {
+    b"authorization",
+    b"x-api-key",
+    b"api-key",
+    b"x-goog-api-key",
+    b"x-vendor-key",
+    b"cookie",
+    b"forwarded",
+    b"via",
+    b"x-real-ip",
+    b"host",
+    b"content-length",
+    b"accept-encoding",
+    b"expect",
+    b"traceparent",
+    b"tracestate",
+}
+_PLAIN_CONNECTION: Final = frozenset((b"keep-alive", b"close"))
+_TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_MAX_TRACESTATE_BYTES: Final = 512
+CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+@dataclass(slots=True)
+class CallHeaders:
+    """A request's headers, sorted out.
+
+    `spend` holds every prefixed header by its lower-case name; `forwarded` those a vendor may see, in order; `trace`
+    the caller's ``traceparent`` and ``tracestate``. `content_length` is None when it is not known.
+    """
+
+    key: str | None = None
+    spend: dict[str, str] = field(default_factory=dict)
+    forwarded: list[tuple[bytes, bytes]] = field(default_factory=list)
+    trace: dict[str, str] = field(default_factory=dict)
+    content_length: int | None = None
+
+
+class HeaderReader:
+    """Sorts headers under a given prefix for ours (lower case, with its last dash)."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefixes = tuple({prefix.encode(), DEFAULT_PREFIX})
+        self._key_name = prefix + "key"
+
+    def read(self, headers: Headers) -> CallHeaders:
+        """Sorts the headers out; raises `RefusedError` (400) naming one that can't be read."""
+        check_values(headers)
+        found = CallHeaders()
+        bearer = api_key = None
+        nominated: frozenset[bytes] = frozenset()
+        for name, value in headers:
+            if name in _NOT_FOR_VENDORS:
+                if name == b"authorization":
+                    bearer = value
+                elif name == b"x-api-key":
+                    api_key = value
+                elif name == b"connection":
+                    nominated = _nominated(value)
+                elif name == b"content-length" and value.isdigit():
+                    found.content_length = int(value)
+                elif name == b"traceparent":
+                    if _TRACEPARENT.fullmatch(value) is not None:
+                        found.trace["traceparent"] = value.decode()
+                elif name == b"tracestate" and len(value) <= _MAX_TRACESTATE_BYTES:
+                    found.trace["tracestate"] = value.decode("latin-1")
+            elif name.startswith(self._prefixes):
+                self._keep(found.spend, name.decode("latin-1"), value.decode("latin-1"))
+            elif not name.startswith(b"x-forwarded-"):
+                found.forwarded.append((name, value))
+        if "traceparent" not in found.trace:
+            found.trace.clear()
+        if nominated:
+            found.forwarded = [each for each in found.forwarded if each[0] not in nominated]
+        found.key = found.spend.pop(self._key_name, None) or _bearer(bearer) or _text(api_key)
+        return found
+
+    def _keep(self, spend: dict[str, str], name: str, value: str) -> None:
+        if spend.setdefault(name, value) != value:
+            message = f"{name} is there twice, with two values; send it once"
+            raise RefusedError(400, "invalid_request", message, param=name)
+
+
+def check_values(headers: Headers) -> None:
+    """Raises `RefusedError` (400) naming a header whose value is too long or holds control characters."""
+    everything = b"".join([value for _, value in headers])
+    if len(everything) <= MAX_VALUE_BYTES and CONTROL.search(everything) is None:
+        return
+    for name, value in headers:
+        text = name.decode("latin-1")
+        if len(value) > MAX_VALUE_BYTES:
+            message = f"header {text} has {len(value)} bytes; at most {MAX_VALUE_BYTES} are read"
+            raise RefusedError(400, "invalid_request", message, param=text)
+        if CONTROL.search(value) is not None:
+            message = f"header {text} holds a control character; send printable characters only"
+            raise RefusedError(400, "invalid_request", message, param=text)
+
+
+def end_to_end(headers: Headers, dropped: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
+    """The headers that may leave this connection, without those in `dropped`; names in lower case."""
+    kept = [(name.lower(), value) for name, value in headers]
+    nominated = frozenset().union(*(_nominated(value) for name, value in kept if name == b"connection"))
+    return [each for each in kept if each[0] not in HOP_BY_HOP and each[0] not in dropped and each[0] not in nominated]
+
+
+def _nominated(value: bytes) -> frozenset[bytes]:
+    tokens = (token.strip().lower() for token in value.split(b","))
+    return frozenset(token for token in tokens if token not in _PLAIN_CONNECTION)
+
+
+def _bearer(value: bytes | None) -> str | None:
+    if value is None or value[:7].lower() != b"bearer ":
+        return None
+    return _text(value[7:])
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode("latin-1").strip() if value is not None else None
+
+
+def last_value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """The value of a header (lower-case `name`), the last of several; None without one."""
+    found = None
+    for each, value in headers:
+        if each == name:
+            found = value
+    return found

@@ -1,0 +1,39 @@
+"""Why a call is not made: one exception that carries all a client is told."""
+
+from collections.abc import Mapping
+
+
+class RefusedError(Exception):
+    """A call that ends before the vendor sees it (or whose vendor never answered).
+
+    `code` is the machine-readable reason, `param` the field or header at fault, `fields` more facts for the client,
+    `headers` more response headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        fields: Mapping[str, object] | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.fields = fields or {}
+        self.headers = headers
+
+
+def rebuilding(message: str) -> RefusedError:
+    """The spend state can't be trusted or reached: nothing may be let through (GW-9)."""
+    return RefusedError(503, "state_rebuilding", message, headers=((b"retry-after", b"1"),))
+
+
+def backlog(message: str) -> RefusedError:
+    """The call could not be recorded, so it may not be made."""
+    return RefusedError(503, "ledger_backlog", message, headers=((b"retry-after", b"1"),))

@@ -1,0 +1,231 @@
+"""What control publishes is seen in time, loaded once, and its absence is not taken for anything else."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from services.adapters.memory import MemoryDirectory, MemoryHotState
+from services.core.ports import Pulse, UnavailableError
+from services.gateway.snapshots import HotClock, Snapshots
+from tests.support.gateway import PublishedOrg, ScriptedAnswer, SettableClock, chat, until, world
+
+OK = b'{"object":"chat.completion","choices":[],"usage":{"prompt_tokens":10,"completion_tokens":5}}'
+
+
+class CountingDirectory(MemoryDirectory):
+    """Counts what is read, and can be away or hold a snapshot up."""
+
+    snapshots_read = 0
+    catalogs_read = 0
+    pulses = 0
+    away = False
+    gate: asyncio.Event | None = None
+
+    async def pulse(self) -> Pulse:
+        self.pulses += 1
+        if self.away:
+            raise UnavailableError("away")
+        return await super().pulse()
+
+    async def snapshot(self, org: str) -> bytes | None:
+        self.snapshots_read += 1
+        body = await super().snapshot(org)
+        if self.gate is not None:
+            await self.gate.wait()
+        return body
+
+    async def catalog(self, version: str) -> bytes | None:
+        self.catalogs_read += 1
+        return await super().catalog(version)
+
+    async def published_versions(self) -> Mapping[str, int]:
+        if self.away:
+            raise UnavailableError("away")
+        return await super().published_versions()
+
+
+@pytest.fixture
+def clock() -> SettableClock:
+    return SettableClock()
+
+
+@pytest.fixture
+async def directory(clock: SettableClock) -> CountingDirectory:
+    return CountingDirectory(clock)
+
+
+@pytest.fixture
+async def org(directory: CountingDirectory, clock: SettableClock) -> PublishedOrg:
+    org = PublishedOrg(directory, MemoryHotState(clock, directory.store))
+    await org.warm_up()
+    return org
+
+
+@pytest.fixture
+def changes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def snapshots(directory: CountingDirectory, changes: list[str]) -> Snapshots:
+    return Snapshots(directory, HotClock(), lambda: changes.append("changed"), 0.01)
+
+
+@contextlib.asynccontextmanager
+async def polling(snapshots: Snapshots) -> AsyncIterator[None]:
+    task = asyncio.create_task(snapshots.run())
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_a_view_is_loaded_once_for_all_who_ask(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg
+) -> None:
+    directory.gate = asyncio.Event()
+    asking = [asyncio.create_task(snapshots.view("default")) for _ in range(20)]
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    directory.gate.set()
+    views = await asyncio.gather(*asking[1:])
+    assert {id(view) for view in views} == {id(await snapshots.view("default"))}
+    assert (directory.snapshots_read, directory.catalogs_read) == (1, 1)
+    assert views[0].catalog.version == org.snapshot.catalog_version
+
+
+async def test_a_change_is_loaded_and_told_of(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg, changes: list[str]
+) -> None:
+    await snapshots.poll()
+    first = await snapshots.view("default")
+    await snapshots.poll()
+    assert (len(changes), directory.snapshots_read) == (1, 1), "nothing new: nothing is read"
+    budget_id = await org.set_budget("1.00")
+    await snapshots.poll()
+    second = await snapshots.view("default")
+    assert second.snapshot.version == first.snapshot.version + 1
+    assert [each.budget_id for each in second.snapshot.budgets] == [budget_id]
+    assert (len(changes), directory.catalogs_read) == (2, 1), "the catalog is still the same"
+
+
+async def test_an_org_nobody_published_is_not_there(snapshots: Snapshots, org: PublishedOrg) -> None:
+    with pytest.raises(UnavailableError, match="other"):
+        await snapshots.view("other")
+    with pytest.raises(UnavailableError, match="other"):
+        await snapshots.view("other")
+
+
+async def test_a_catalog_nobody_published_is_not_there(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg
+) -> None:
+    directory.store.catalogs.clear()
+    with pytest.raises(UnavailableError, match="price catalog"):
+        await snapshots.view("default")
+
+
+async def test_a_refresh_that_fails_is_tried_again(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg
+) -> None:
+    await snapshots.poll()
+    await snapshots.view("default")
+    await org.set_budget("1.00")
+    snapshot, directory.store.snapshots["default"] = directory.store.snapshots["default"], b""
+    directory.store.snapshots.clear()
+    with pytest.raises(UnavailableError):
+        await snapshots.poll()
+    assert (await snapshots.view("default")).snapshot.budgets == ()
+    directory.store.snapshots["default"] = snapshot
+    await snapshots.poll()
+    assert len((await snapshots.view("default")).snapshot.budgets) == 1
+
+
+async def test_a_newer_version_seen_in_an_answer_is_fetched_at_once(
+    directory: CountingDirectory, org: PublishedOrg
+) -> None:
+    slow = Snapshots(directory, HotClock(), lambda: None, 60.0)
+    async with polling(slow):
+        await until(lambda: directory.pulses == 1)
+        view = await slow.view("default")
+        await org.set_budget("1.00")
+        slow.hint(view, view.snapshot.version)
+        await asyncio.sleep(0.02)
+        assert directory.pulses == 1
+        slow.hint(view, view.snapshot.version + 1)
+        await until(lambda: directory.snapshots_read == 2)
+        await asyncio.sleep(0)
+        assert (await slow.view("default")).snapshot.version == view.snapshot.version + 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_view_loaded_during_a_publication_is_not_the_last_word(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg, known: bool
+) -> None:
+    await snapshots.poll()
+    if known:
+        await snapshots.view("default")
+        await org.set_budget("0.50")
+    directory.gate = asyncio.Event()
+    loading = asyncio.create_task(snapshots.poll() if known else snapshots.view("default"))
+    await until(lambda: directory.snapshots_read == 1 + known)
+    budgets = len(org.snapshot.budgets) + 1
+    await org.set_budget("1.00")
+    joining = asyncio.create_task(snapshots.poll())
+    await asyncio.sleep(0.01)
+    directory.gate.set()
+    await asyncio.gather(loading, joining)
+    assert len((await snapshots.view("default")).snapshot.budgets) == budgets - 1, "it was read before"
+    await snapshots.poll()
+    assert len((await snapshots.view("default")).snapshot.budgets) == budgets
+
+
+async def test_an_outage_is_survived_and_noticed(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert snapshots.age_s() is None
+    async with polling(snapshots):
+        await until(lambda: snapshots.generation is not None)
+        directory.away = True
+        before = directory.pulses
+        await until(lambda: directory.pulses > before + 3)
+        age_s = snapshots.age_s()
+        assert age_s is not None
+        assert age_s > 0.02
+        directory.away = False
+        await org.set_budget("1.00")
+        generation = directory.store.generation
+        await until(lambda: snapshots.generation == generation)
+
+
+async def test_a_bare_hot_state_is_seen(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg, changes: list[str]
+) -> None:
+    await snapshots.poll()
+    directory.store.wipe()
+    await snapshots.poll()
+    assert snapshots.generation is None
+    assert len(changes) == 2
+    await snapshots.poll()
+    assert len(changes) == 2
+
+
+def test_the_clock_learns_and_does_not_follow_this_hosts_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = HotClock()
+    clock.learn(5_000_000)
+    monkeypatch.setattr("time.time_ns", lambda: 0)
+    assert 5_000_000 <= clock.now_ms() < 5_060_000
+
+
+async def test_a_key_revoked_and_a_budget_set_are_live_with_the_next_pulse(tmp_path: Path) -> None:
+    async with world(tmp_path) as there:
+        there.answer(ScriptedAnswer([OK]))
+        assert (await there.call()).status == 200
+        await there.org.set_budget("0")
+        await there.sync()
+        assert (await there.call()).status == 402
+        await there.org.revoke_key(there.key)
+        await there.sync()
+        assert (await there.call(chat())).status == 401
