@@ -1,0 +1,99 @@
+"""The ledger's sums over its internal HTTP API, for rebuilding the hot state. The shape is the ledger's own image."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+import orjson
+
+from services.core.budgets import Charge
+from services.core.hotstate import Hold, OrgImage
+from services.core.ports import LedgerImage, TopicPartition, UnavailableError
+
+_T = TypeVar("_T")
+
+
+class LedgerAnswerError(RuntimeError):
+    """The ledger answered what can't be used: another secret, or another release. Asking again would not help."""
+
+
+class HttpLedgerView:
+    """`ports.LedgerView` over HTTP. `token` is the internal token; `timeout_s` bounds connecting and each wait."""
+
+    def __init__(self, base_url: str, token: str, *, timeout_s: float = 30.0) -> None:
+        # A proxy of the environment has no business between our own services.
+        self._client = httpx.AsyncClient(
+            base_url=base_url, headers={"authorization": f"Bearer {token}"}, timeout=timeout_s, trust_env=False
+        )
+
+    async def next_offsets(self) -> Mapping[TopicPartition, int]:
+        """`GET /internal/v1/next-offsets`."""
+        return _read(_offsets, await self._get("/internal/v1/next-offsets"))
+
+    async def org_image(self, org: str) -> LedgerImage:
+        """`GET /internal/v1/orgs/{org}/image`."""
+        return _read(_image, await self._get(f"/internal/v1/orgs/{quote(org, safe='')}/image"))
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._client.aclose()
+
+    async def _get(self, path: str) -> bytes:
+        try:
+            response = await self._client.get(path)
+        except httpx.HTTPError as error:
+            raise UnavailableError(f"the ledger: {type(error).__name__} {error}".rstrip()) from error
+        if response.is_server_error:
+            raise UnavailableError(f"the ledger answers {response.status_code}")
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            raise LedgerAnswerError(
+                "the ledger refuses the internal token; both services need the same master key file"
+            )
+        if response.status_code != httpx.codes.OK:
+            raise LedgerAnswerError(f"the ledger answers {response.status_code} to {path}")
+        return response.content
+
+
+def _image(fields: Any) -> LedgerImage:
+    next_offsets = _offsets(fields)
+    return LedgerImage(
+        next_offsets,
+        OrgImage(
+            spent_nano={(each["budget_id"], each["window"]): int(each["spent_nano"]) for each in fields["spent"]},
+            holds={each["reservation_id"]: _hold(each) for each in fields["holds"]},
+            fences={(place.topic, place.partition): offset for place, offset in next_offsets.items()},
+            producers={
+                (each["topic"], int(each["partition"]), each["producer"]): int(each["sequence"])
+                for each in fields["producers"]
+            },
+        ),
+    )
+
+
+def _hold(fields: Any) -> Hold:
+    if fields["phase"] not in ("held", "settled", "expired"):
+        raise ValueError(f"a hold's phase is {fields['phase']!r}")
+    return Hold(
+        amount_nano=int(fields["amount_nano"]),
+        charges=tuple(Charge(each["budget_id"], each["scope"], each["window"]) for each in fields["charges"]),
+        context=fields["context"],
+        expires_at_ms=int(fields["expires_at_ms"]),
+        phase=fields["phase"],
+        booked_nano=int(fields["booked_nano"]),
+        admitted_at_ms=int(fields["admitted_at_ms"]),
+        forget_at_ms=fields["forget_at_ms"],
+    )
+
+
+def _offsets(fields: Any) -> dict[TopicPartition, int]:
+    return {
+        TopicPartition(each["topic"], int(each["partition"])): int(each["offset"]) for each in fields["next_offsets"]
+    }
+
+
+def _read(shape: Callable[[Any], _T], content: bytes) -> _T:
+    try:
+        return shape(orjson.loads(content))
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerAnswerError(f"the ledger's answer can't be read: {type(error).__name__}: {error}") from error

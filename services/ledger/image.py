@@ -1,0 +1,192 @@
+"""What the ledger's rows say of an org's hot state, for its rebuild: the same as folding all of them with `core.fold`.
+
+The JSON of ``GET /internal/v1/orgs/{org}/image``, amounts as strings because they may pass 2^53::
+
+    {"next_offsets": [{"topic", "partition", "offset"}],
+     "spent": [{"budget_id", "window", "spent_nano": "123"}],
+     "holds": [{"reservation_id", "phase", "amount_nano": "123", "charges": [{"budget_id", "scope", "window"}],
+                "context", "expires_at_ms", "booked_nano": "0", "admitted_at_ms", "forget_at_ms"}],
+     "producers": [{"topic", "partition", "producer", "sequence"}]}
+
+`spent` has the windows that can still be alive. `holds` are the open ones, those recorded as ended of late, and those
+that expired while their windows are alive: an event that is still to come must find them ended. All of it is as of
+`next_offsets`, exclusive.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from services.core.budgets import Charge
+from services.core.codec import charges_fields, decode
+from services.core.events import Denial, Expiry, Reservation, Settlement
+from services.core.fold import step_of
+from services.core.hotstate import (
+    EXPIRY_PRODUCER,
+    TOMBSTONE_MS,
+    WINDOW_GRACE_MS,
+    Hold,
+    HoldPhase,
+    OrgImage,
+    counts_until_ms,
+)
+from services.core.ports import LedgerImage, LedgerStore, Query, TopicPartition
+from services.core.windows import parse_span
+from services.ledger.fences import NEXT_OFFSETS, read_next_offsets
+
+# The hot state's clock may be behind ours by this much; what it still needs must not be left out.
+CLOCK_SLACK_MS: Final = 3_600_000
+
+# A call's ending is its settlement, else its expiry; of two of a kind the first counts, as in the fold.
+_ENDING_ORDER: Final = "(type = {expiry:String}, partition, offset)"
+_ENDED_SINCE: Final = "fromUnixTimestamp64Milli({ended_since_ms:Int64}, 'UTC')"
+_ENDINGS: Final = "org = {org:String} AND type IN ({settlement:String}, {expiry:String})"
+
+
+def _alive(part: str) -> str:
+    """SQL for whether a charge can still change a figure of the hot state; `part` has the parts of its window's key."""
+    second, third, fourth = (f"toInt64OrZero({part}[{number}])" for number in (2, 3, 4))
+    calendar = f"{third} + {{grace_ms:Int64}} > {{now_ms:Int64}}"
+    rolling = f"{fourth} + {third} >= intDivOrZero({{now_ms:Int64}}, {second})"
+    return f"if({part}[1] = 'c', {calendar}, {rolling})"
+
+
+# The statements are put together from fixed texts; values go in as parameters only.
+_SPENT: Final = f"""
+SELECT charge.1 AS budget_id, charge.2 AS window, sum(toInt128(amount_nano)) AS spent_nano
+FROM (
+    SELECT argMin(cost_nano + booked_nano, {_ENDING_ORDER}) AS amount_nano,
+           argMin(arrayZip(`charges.budget_id`, `charges.window`), {_ENDING_ORDER}) AS pairs
+    FROM events WHERE {_ENDINGS} GROUP BY transaction_id
+)
+ARRAY JOIN pairs AS charge, arrayMap(pair -> splitByChar(':', pair.2), pairs) AS part
+WHERE {_alive("part")}
+GROUP BY budget_id, window
+"""  # noqa: S608
+_OPEN: Final = f"""
+SELECT transaction_id, argMin(raw, (partition, offset)) AS first_raw
+FROM events
+WHERE org = {{org:String}} AND type = {{reservation:String}}
+  AND transaction_id NOT IN (SELECT transaction_id FROM events WHERE {_ENDINGS})
+GROUP BY transaction_id
+"""  # noqa: S608
+_ENDED: Final = f"""
+SELECT transaction_id,
+       argMinIf(type, {_ENDING_ORDER}, is_ending) AS ended_by,
+       argMinIf(cost_nano + booked_nano, {_ENDING_ORDER}, is_ending) AS amount_nano,
+       argMinIf(charge_list, {_ENDING_ORDER}, is_ending) AS charged,
+       maxIf(held_nano, NOT is_ending) AS hold_nano,
+       maxIf(toUnixTimestamp64Milli(expires_at), NOT is_ending) AS expires_at_ms,
+       maxIf(toUnixTimestamp64Milli(time), NOT is_ending) AS admitted_at_ms,
+       countIf(type = {{expiry:String}}) > 0 AS has_expired
+FROM (
+    SELECT *, type != {{reservation:String}} AS is_ending,
+           arrayZip(`charges.budget_id`, `charges.scope`, `charges.window`) AS charge_list
+    FROM events
+    WHERE org = {{org:String}} AND type != {{denial:String}} AND transaction_id IN (
+        SELECT transaction_id FROM events
+        WHERE {_ENDINGS} AND (type = {{expiry:String}} OR recorded_at >= {_ENDED_SINCE}))
+)
+GROUP BY transaction_id
+HAVING maxIf(recorded_at, is_ending) >= {_ENDED_SINCE}
+    OR arrayExists(part -> {_alive("part")}, arrayMap(charge -> splitByChar(':', charge.3), charged))
+"""  # noqa: S608
+_PRODUCERS: Final = """
+SELECT topic, partition, producer, max(sequence) AS last_sequence
+FROM events
+WHERE org = {org:String} AND type != {denial:String} AND NOT startsWith(producer, {expiry_producer:String})
+GROUP BY topic, partition, producer
+"""
+
+
+async def org_image(store: LedgerStore, org: str, now_ms: int) -> LedgerImage:
+    """An org's image at our clock's `now_ms`. Raises `UnavailableError`."""
+    parameters = {
+        "org": org,
+        "reservation": Reservation.TYPE,
+        "settlement": Settlement.TYPE,
+        "expiry": Expiry.TYPE,
+        "denial": Denial.TYPE,
+        "expiry_producer": EXPIRY_PRODUCER,
+        "grace_ms": WINDOW_GRACE_MS,
+        "now_ms": now_ms - CLOCK_SLACK_MS,
+        "ended_since_ms": now_ms - CLOCK_SLACK_MS - TOMBSTONE_MS,
+    }
+    statements = (_SPENT, _OPEN, _ENDED, _PRODUCERS)
+    places, spent, open_holds, ended, producers = await store.query(
+        NEXT_OFFSETS, *(Query(statement, parameters) for statement in statements)
+    )
+    next_offsets = read_next_offsets(places)
+    holds = {row["transaction_id"]: _open_hold(row["first_raw"]) for row in open_holds}
+    holds |= {row["transaction_id"]: _ended_hold(row, now_ms) for row in ended}
+    return LedgerImage(
+        next_offsets,
+        OrgImage(
+            spent_nano={(row["budget_id"], row["window"]): row["spent_nano"] for row in spent},
+            holds=holds,
+            fences={(place.topic, place.partition): offset for place, offset in next_offsets.items()},
+            producers={(row["topic"], row["partition"], row["producer"]): row["last_sequence"] for row in producers},
+        ),
+    )
+
+
+def image_fields(ledger_image: LedgerImage) -> dict[str, Any]:
+    """The image as JSON; see above."""
+    image = ledger_image.image
+    return {
+        **next_offsets_fields(ledger_image.next_offsets),
+        "spent": [
+            {"budget_id": budget_id, "window": window, "spent_nano": str(spent_nano)}
+            for (budget_id, window), spent_nano in image.spent_nano.items()
+        ],
+        "holds": [
+            {
+                "reservation_id": reservation_id,
+                "phase": hold.phase,
+                "amount_nano": str(hold.amount_nano),
+                "charges": charges_fields(hold.charges),
+                "context": hold.context,
+                "expires_at_ms": hold.expires_at_ms,
+                "booked_nano": str(hold.booked_nano),
+                "admitted_at_ms": hold.admitted_at_ms,
+                "forget_at_ms": hold.forget_at_ms,
+            }
+            for reservation_id, hold in image.holds.items()
+        ],
+        "producers": [
+            {"topic": topic, "partition": partition, "producer": producer, "sequence": sequence}
+            for (topic, partition, producer), sequence in image.producers.items()
+        ],
+    }
+
+
+def next_offsets_fields(next_offsets: Mapping[TopicPartition, int]) -> dict[str, Any]:
+    """Next offsets as JSON: the part of the image that ``GET /internal/v1/next-offsets`` answers."""
+    return {
+        "next_offsets": [
+            {"topic": place.topic, "partition": place.partition, "offset": offset}
+            for place, offset in sorted(next_offsets.items())
+        ]
+    }
+
+
+def _open_hold(raw: str) -> Hold:
+    step = step_of(decode(raw.encode()), 0)
+    assert step is not None, "a reservation always has a step"
+    return Hold(step.amount_nano, step.charges, step.context, step.expires_at_ms, admitted_at_ms=step.time_ms)
+
+
+def _ended_hold(row: Mapping[str, Any], now_ms: int) -> Hold:
+    phase: HoldPhase = "settled" if row["ended_by"] == Settlement.TYPE else "expired"
+    charges = tuple(Charge(*each) for each in row["charged"])
+    # One that a reaper has had may have a second ending on its way; `core.fold` remembers it as long as that matters.
+    until_ms = [counts_until_ms(parse_span(each.window)) for each in charges] if row["has_expired"] else []
+    return Hold(
+        row["hold_nano"],
+        charges,
+        "",
+        row["expires_at_ms"],
+        phase,
+        booked_nano=row["amount_nano"],
+        admitted_at_ms=row["admitted_at_ms"],
+        forget_at_ms=max([now_ms + TOMBSTONE_MS, *until_ms]),
+    )

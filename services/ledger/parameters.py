@@ -1,0 +1,95 @@
+"""What callers may ask for, and how. A parameter that is not known, or has a value that is not, is refused by name."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from services.core.identity import IdentityError, check_name
+from services.core.windows import CalendarSpan, RollingWindow, WindowError, parse_window, span_at
+from services.ledger.query import Dimension
+from services.ledger.transactions import State
+
+MAX_PAGE: Final = 500
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+def _name(text: str) -> str:
+    try:
+        return check_name("it", text)
+    except IdentityError as error:
+        raise ValueError(str(error)) from error
+
+
+def _instant(text: str) -> str:
+    to_ms(text)
+    return text
+
+
+def to_ms(text: str) -> int:
+    """Unix milliseconds of an RFC 3339 time; raises `ValueError`."""
+    try:
+        instant = datetime.fromisoformat(text)
+        if instant.tzinfo is not None and _EPOCH <= instant < _LATEST:
+            return (instant - _EPOCH) // timedelta(milliseconds=1)
+    except ValueError:
+        pass
+    raise ValueError("it must be a time with a zone, such as 2026-03-01T00:00:00Z")
+
+
+Name = Annotated[str, AfterValidator(_name)]
+Instant = Annotated[str, AfterValidator(_instant)]
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    team: Name | None = None
+    agent: Name | None = None
+    vendor: Name | None = None
+    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    since: Instant | None = None
+    until: Instant | None = None
+
+    def filters(self) -> dict[str, str | None]:
+        """Columns to filter by."""
+        return {"team": self.team, "agent": self.agent, "vendor": self.vendor}
+
+    def span_ms(self) -> tuple[int | None, int | None]:
+        """`since` and `until` in Unix milliseconds; raises `WindowError` when nothing lies between them."""
+        since_ms = to_ms(self.since) if self.since is not None else None
+        until_ms = to_ms(self.until) if self.until is not None else None
+        if since_ms is not None and until_ms is not None and since_ms >= until_ms:
+            raise WindowError("until", "until must be later than since")
+        return since_ms, until_ms
+
+
+class PageParameters(_Parameters):
+    """``GET /v1/transactions``."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
+    cursor: Annotated[str, Field(max_length=400)] | None = None
+    state: State | None = None
+
+
+class SpendParameters(_Parameters):
+    """``GET /v1/spend``: either a `window` (the last 30 days unless said otherwise) or `since` and `until`."""
+
+    by: Dimension = "org"
+    window: Annotated[str, Field(max_length=40)] | None = None
+    zone: Annotated[str, Field(max_length=60)] | None = None
+
+    def spend_span_ms(self, now_ms: int) -> tuple[int | None, int | None]:
+        """The span to sum up, in Unix milliseconds. Raises `WindowError`."""
+        if self.since is not None or self.until is not None:
+            for name in ("window", "zone"):
+                if getattr(self, name) is not None:
+                    raise WindowError(name, f"{name} does not go together with since and until; drop one or the other")
+            return self.span_ms()
+        window = parse_window(self.window or "30d", self.zone)
+        if isinstance(window, RollingWindow):
+            return now_ms - window.length_ms, None
+        span = span_at(window, now_ms)
+        assert isinstance(span, CalendarSpan)
+        return span.start_ms, span.end_ms

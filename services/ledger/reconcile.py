@@ -1,0 +1,239 @@
+"""Do hot state, ledger and log say the same? Each is asked on its own, and the figures are laid side by side."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+from services.core.budgets import Budget, Proposal, Standing, propose
+from services.core.codec import UnreadableEventError, decode
+from services.core.events import Denial, Expiry, Reservation, Settlement
+from services.core.fold import apply, load, step_of
+from services.core.hotstate import OrgImage, OrgState, is_forgotten
+from services.core.money import format_usd
+from services.core.ports import (
+    Directory,
+    EventLog,
+    HotState,
+    Incoming,
+    LedgerStore,
+    TopicPartition,
+)
+from services.core.reserve import peek
+from services.core.snapshot import decode_snapshot
+from services.core.windows import CalendarSpan, format_window, parse_span
+from services.ledger.errors import HotStateUnavailableError
+from services.ledger.fences import next_offsets
+from services.ledger.image import org_image
+from services.ledger.query import count_events
+
+SOURCES: Final = (Reservation.TOPIC, Settlement.TOPIC, Denial.TOPIC)
+FOLDED: Final = (Reservation.TOPIC, Settlement.TOPIC)
+# How long to wait for ledger and fold to reach the log's end before saying that they lag.
+PATIENCE_S: Final = 2.0
+_PAUSE_S: Final = 0.1
+_COUNTED: Final = {
+    "reservations": Reservation.TYPE,
+    "settlements": Settlement.TYPE,
+    "expiries": Expiry.TYPE,
+    "denials": Denial.TYPE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far log, ledger and fold have come, by partition. The fold has no figure for what it does not read."""
+
+    log: Mapping[TopicPartition, int]
+    ledger: Mapping[TopicPartition, int]
+    fold: Mapping[TopicPartition, int | None]
+
+    def is_level(self) -> bool:
+        """Whether ledger and fold have reached the log's end."""
+        return all(
+            self.ledger.get(place, 0) >= end and (place.topic not in FOLDED or (self.fold.get(place) or 0) >= end)
+            for place, end in self.log.items()
+        )
+
+    def fields(self) -> list[dict[str, Any]]:
+        """As JSON."""
+        return [
+            {
+                "topic": place.topic,
+                "partition": place.partition,
+                "log_end": end,
+                "ledger_next": self.ledger.get(place, 0),
+                "fold_next": self.fold.get(place),
+            }
+            for place, end in sorted(self.log.items())
+        ]
+
+
+@dataclass(slots=True)
+class LogReading:
+    """One org's events as read from the log, each once, folded into a state of their own."""
+
+    org: str
+    now_ms: int
+    state: OrgState = field(default_factory=lambda: OrgState(epoch="log"))
+    counts: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    unreadable: int = 0
+    _sequences: dict[tuple[TopicPartition, str], int] = field(default_factory=dict)
+
+    def take(self, message: Incoming) -> None:
+        """Folds one more message; those of a partition must come in order."""
+        try:
+            stamped = decode(message.value)
+        except UnreadableEventError:
+            self.unreadable += message.key == self.org.encode()
+            return
+        if stamped.event.facts.identity.org != self.org:
+            return
+        producer = (message.place, stamped.producer)
+        if stamped.sequence <= self._sequences.get(producer, 0):
+            self.duplicates += 1
+            return
+        self._sequences[producer] = stamped.sequence
+        self.counts[stamped.event.TYPE] += 1
+        step = step_of(stamped, message.offset)
+        if step is not None:
+            apply(self.state, message.topic, message.partition, [step], message.offset + 1, self.now_ms)
+
+
+class Reconciler:
+    """Compares one org at a time; reading the log again is not cheap."""
+
+    def __init__(self, log: EventLog, store: LedgerStore, hot: HotState, directory: Directory) -> None:
+        self._event_log = log
+        self._store = store
+        self._hot = hot
+        self._directory = directory
+        self._one_at_a_time = asyncio.Lock()
+        self._places: tuple[TopicPartition, ...] = ()
+
+    async def reconcile(self, org: str) -> dict[str, Any]:
+        """The comparison as JSON. Raises `UnavailableError` when an engine is away or the org's hot state is cold.
+
+        It is exact while nothing moves. `lagging` says that something did, or that ledger or fold are behind the log.
+        """
+        async with self._one_at_a_time:
+            before = await self._level_progress()
+            now_ms = await self._hot.now_ms()
+            budgets = await self._budgets(org)
+            image = (await org_image(self._store, org, now_ms)).image
+            proposals = tuple(_alive(budgets, image, now_ms))
+            standings = await self._hot.peek(org, proposals)
+            if standings is None:
+                raise HotStateUnavailableError(f"the hot state of {org} is being rebuilt")
+            reading = await self._read_log(org, before.log, now_ms)
+            counted = await count_events(self._store, org)
+            after = await self._progress()
+        ledger = OrgState()
+        load(ledger, image, "ledger", now_ms)
+        found: dict[str, tuple[Standing, ...] | None] = {
+            "hot_state": standings,
+            "ledger": peek(ledger, proposals, now_ms),
+            "log": peek(reading.state, proposals, now_ms) if reading is not None else None,
+        }
+        windows = {budget.budget_id: format_window(budget.window) for budget in budgets}
+        rows = []
+        for at, proposal in enumerate(proposals):
+            figures = {name: each[at] if each is not None else None for name, each in found.items()}
+            rows.append(_row(windows[proposal.budget_id], proposal, figures))
+        events = _event_fields(reading, counted)
+        return {
+            "org": org,
+            "agree": events["agree"] and all(row["agree"] for row in rows),
+            "lagging": not before.is_level() or after.log != before.log,
+            "budgets": rows,
+            "events": events,
+            "offsets": before.fields(),
+        }
+
+    async def _budgets(self, org: str) -> tuple[Budget, ...]:
+        snapshot = await self._directory.snapshot(org)
+        if snapshot is None:
+            raise HotStateUnavailableError(f"{org} has not been published to the hot state yet")
+        return decode_snapshot(snapshot).budgets
+
+    async def _level_progress(self) -> Progress:
+        """Progress once ledger and fold have reached the log's end, or as it is when patience runs out."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + PATIENCE_S
+        while True:
+            progress = await self._progress()
+            if progress.is_level() or loop.time() >= deadline_s:
+                return progress
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _progress(self) -> Progress:
+        if not self._places:
+            counts = {topic: await self._event_log.partitions(topic) for topic in SOURCES}
+            self._places = tuple(TopicPartition(topic, at) for topic, count in counts.items() for at in range(count))
+        folded = [place for place in self._places if place.topic in FOLDED]
+        ledger, fold = await next_offsets(self._store), await self._hot.fold_fences(folded)
+        return Progress(await self._event_log.end_offsets(self._places), ledger, fold)
+
+    async def _read_log(self, org: str, ends: Mapping[TopicPartition, int], now_ms: int) -> LogReading | None:
+        """The org's events up to `ends`; None when the log no longer goes back to its beginning."""
+        lows = await self._event_log.low_offsets(list(ends))
+        if any(lows.values()):
+            return None
+        reading = LogReading(org, now_ms)
+        missing = {place: end for place, end in ends.items() if end > 0}
+        if not missing:
+            return reading
+        batches = self._event_log.read(dict.fromkeys(missing, 0))
+        async with contextlib.aclosing(cast(AsyncGenerator[Sequence[Incoming], None], batches)) as closing:
+            async for batch in closing:
+                for message in batch:
+                    if message.offset < ends[message.place]:
+                        reading.take(message)
+                    if message.offset >= ends[message.place] - 1:
+                        missing.pop(message.place, None)
+                if not missing:
+                    break
+                # Folding is computing: the sink and other callers must have their turn.
+                await asyncio.sleep(0)
+        return reading
+
+
+def _alive(budgets: Sequence[Budget], image: OrgImage, now_ms: int) -> Iterator[Proposal]:
+    """Every window of a budget that the hot state has figures of: the current one, and calendar windows just ended."""
+    for budget, current in zip(budgets, propose(budgets, now_ms), strict=True):
+        yield current
+        for budget_id, window in image.spent_nano:
+            span = parse_span(window)
+            if budget_id != budget.budget_id or span == current.span or not isinstance(span, CalendarSpan):
+                continue
+            if isinstance(current.span, CalendarSpan) and not is_forgotten(span, now_ms):
+                yield Proposal(budget_id, budget.scope, span, budget.limit_nano)
+
+
+def _row(window: str, proposal: Proposal, found: Mapping[str, Standing | None]) -> dict[str, Any]:
+    told = {
+        name: {"spent_usd": format_usd(each.spent_nano), "held_usd": format_usd(each.held_nano)} if each else None
+        for name, each in found.items()
+    }
+    figures = {(each.spent_nano, each.held_nano) for each in found.values() if each is not None}
+    return {
+        "budget_id": proposal.budget_id,
+        "scope": proposal.scope,
+        "window": window,
+        "span": proposal.span.key(),
+        "limit_usd": format_usd(proposal.limit_nano),
+        **told,
+        "agree": len(figures) == 1,
+    }
+
+
+def _event_fields(reading: LogReading | None, counted: Mapping[str, int]) -> dict[str, Any]:
+    ledger = {name: counted.get(kind, 0) for name, kind in _COUNTED.items()}
+    if reading is None:
+        return {"log": None, "ledger": ledger, "agree": True}
+    log = {name: reading.counts[kind] for name, kind in _COUNTED.items()}
+    seen_again = {"duplicates": reading.duplicates, "unreadable": reading.unreadable}
+    return {"log": {**log, **seen_again}, "ledger": ledger, "agree": log == ledger}
