@@ -9,6 +9,7 @@ settings.load_profile("farthing")
 # Valkey first: others import from it, and a plug-in must be registered before it is imported.
 pytest_plugins = [
     "tests.support.valkey",
+    "tests.support.clickhouse",
     "tests.support.kafka",
     "tests.support.postgres",
     "tests.support.vendors",

@@ -1,0 +1,121 @@
+"""The management API as commands call it, and how they find it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import httpx
+
+from services.adapters.config import ClientSettings
+from services.commands.errors import CommandError
+from services.embedded import loopback
+from services.embedded.data_dir import Instance, read_admin_key, read_instance
+
+_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The Farthing to talk to. `instance` is set when it runs on this machine and was found by its data directory."""
+
+    base_url: str
+    admin_key: str
+    instance: Instance | None
+
+
+def find_target(data_dir: Path) -> Target:
+    """The Farthing named by FARTHING_URL and FARTHING_ADMIN_KEY, else the one that runs on `data_dir`.
+
+    Raises `CommandError` when there is none, or no admin key for it.
+    """
+    settings = ClientSettings()
+    key = None if settings.admin_key is None else settings.admin_key.get_secret_value()
+    if settings.url is not None:
+        if key is None:
+            raise CommandError("FARTHING_URL is set and FARTHING_ADMIN_KEY is not; set both", "no_admin_key")
+        return Target(settings.url.rstrip("/"), key, None)
+    instance = read_instance(data_dir)
+    if instance is None:
+        raise CommandError(
+            f"no Farthing runs on {data_dir}; start one with: farthing up, name another --data-dir, "
+            "or set FARTHING_URL and FARTHING_ADMIN_KEY",
+            "not_running",
+        )
+    key = key or read_admin_key(data_dir)
+    if key is None:
+        raise CommandError(f"there is no admin key in {data_dir}; set FARTHING_ADMIN_KEY", "no_admin_key")
+    return Target(instance.base_url, key, instance)
+
+
+class Api:
+    """Calls to one Farthing; every failure is a `CommandError`."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        if target.instance is None:
+            self._client = httpx.Client(base_url=target.base_url, timeout=_TIMEOUT_S)
+        else:
+            self._client = loopback.client(_TIMEOUT_S, target.base_url)
+        self._client.headers["Authorization"] = f"Bearer {target.admin_key}"
+
+    def get(self, path: str, **query: object) -> Any:
+        """The answer to a GET; parameters that are None are left out."""
+        return self._call("GET", path, params={name: str(value) for name, value in query.items() if value is not None})
+
+    def put(self, path: str, body: Mapping[str, object]) -> Any:
+        """The answer to a PUT of `body`."""
+        return self._call("PUT", path, json=body)
+
+    def post(self, path: str, body: Mapping[str, object]) -> Any:
+        """The answer to a POST of `body`."""
+        return self._call("POST", path, json=body)
+
+    def delete(self, path: str) -> Any:
+        """The answer to a DELETE; None when there is none."""
+        return self._call("DELETE", path)
+
+    def close(self) -> None:
+        """Lets go of connections."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            answer = self._client.request(method, path, **options)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise CommandError(
+                f"Farthing at {self.target.base_url} does not answer ({reason}); is it running?", "unreachable"
+            ) from error
+        if not answer.is_success:
+            raise _refusal(answer)
+        if not answer.content:
+            return None
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise CommandError(
+                f"{self.target.base_url} is no Farthing: its answer is not JSON", "unreachable"
+            ) from error
+
+
+def connect(data_dir: Path) -> Api:
+    """The API of the Farthing that `find_target` finds."""
+    return Api(find_target(data_dir))
+
+
+def _refusal(answer: httpx.Response) -> CommandError:
+    try:
+        fields = answer.json()
+        return CommandError(fields["message"], fields["error"], fields.get("field"))
+    except (ValueError, KeyError, TypeError):
+        return CommandError(f"{answer.request.url} answered {answer.status_code}: {answer.text[:200]}", "unexpected")

@@ -1,0 +1,316 @@
+"""The commands against a stand-in for the management API: what they send, and what they print."""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services import cli
+
+KEY = {
+    "key_id": "key_1",
+    "role": "agent",
+    "team": "ml",
+    "agent": None,
+    "user": None,
+    "project": None,
+    "environment": None,
+    "hint": "wxyz",
+    "created_at": "2026-03-01T10:20:30.456Z",
+    "revoked_at": None,
+}
+BUDGET = {
+    "budget_id": "bud_1",
+    "scope": {"kind": "team", "value": "ml"},
+    "limit_usd": "50.000000000",
+    "window": "day",
+    "zone": "Europe/Berlin",
+    "standing": {
+        "spent_usd": "1.250000001",
+        "held_usd": "0.000000000",
+        "remaining_usd": "48.749999999",
+        "resets_at": "2026-03-02T00:00:00.000Z",
+    },
+    "made": {"team": True, "agent": False},
+}
+TRANSACTION = {
+    "transaction_id": "txn_1",
+    "state": "settled",
+    "created_at": "2026-03-01T10:20:30.456Z",
+    "identity": {"team": "ml", "agent": None},
+    "model_requested": "sandbox-small",
+    "held_usd": "0.000200000",
+    "cost_usd": "0.000123456",
+}
+SPEND = {
+    "rows": [{"value": None, "cost_usd": "12.5", "settled": 1234, "expired": 0, "input_tokens": 5, "output_tokens": 6}],
+    "total": {"cost_usd": "12.500000000", "denied": 7},
+}
+CONNECTION = {
+    "vendor": "openai",
+    "base_url": "https://api.example/v1",
+    "key_hint": "wxyz",
+    "prices_as": "openai",
+    "updated_at": "2026-03-01T10:20:30.456Z",
+}
+STATUS = {
+    "org": "default",
+    "config_version": 3,
+    "published_version": 3,
+    "published": True,
+    "hot_state": "warm",
+    "alarms": {"fold_gap:spend.settlements.v1:0": "offset 7 is missing"},
+}
+
+
+class StandIn:
+    """Answers by (method, path), and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+        self.keys: list[str | None] = []
+        self.answers: dict[tuple[str, str], tuple[int, Any]] = {
+            ("GET", "/api/v1/keys"): (200, {"keys": [KEY]}),
+            ("POST", "/api/v1/keys"): (201, {**KEY, "key": "fk_live_" + "a" * 40}),
+            ("DELETE", "/api/v1/keys/key_1"): (200, KEY),
+            ("GET", "/api/v1/budgets"): (200, {"budgets": [BUDGET]}),
+            ("PUT", "/api/v1/budgets"): (200, BUDGET),
+            ("DELETE", "/api/v1/budgets/bud_1"): (204, None),
+            ("GET", "/api/v1/connections"): (200, {"connections": [CONNECTION]}),
+            ("PUT", "/api/v1/connections/openai"): (200, CONNECTION),
+            ("DELETE", "/api/v1/connections/openai"): (204, None),
+            ("GET", "/api/v1/status"): (200, STATUS),
+            ("GET", "/v1/spend?by=agent&window=7d"): (200, SPEND),
+            ("GET", "/v1/transactions?limit=20&team=ml"): (200, {"transactions": [TRANSACTION], "next_cursor": "abc"}),
+            ("GET", "/v1/transactions/txn_1"): (200, TRANSACTION),
+        }
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                outer.asked.append((self.command, self.path, json.loads(body) if body else None))
+                outer.keys.append(self.headers["authorization"])
+                status, fields = outer.answers.get(
+                    (self.command, self.path), (404, {"error": "not_found", "message": f"nothing at {self.path}"})
+                )
+                content = b"" if fields is None else json.dumps(fields).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+
+            def log_message(self, *_arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+    stand_in = StandIn()
+    thread = threading.Thread(target=stand_in.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("FARTHING_URL", stand_in.url)
+    monkeypatch.setenv("FARTHING_ADMIN_KEY", "fk_live_admin")
+    monkeypatch.chdir(tmp_path)
+    yield stand_in
+    stand_in.server.shutdown()
+    thread.join()
+    stand_in.server.server_close()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Run":
+    return Run(monkeypatch, capsys)
+
+
+class Run:
+    """Runs a command line in this process: exit code, standard output, standard error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["farthing", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = self._capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    def json(self, *arguments: str) -> Any:
+        code, out, err = self(*arguments, "--json")
+        assert (code, err) == (0, ""), err
+        assert out.count("\n") == 1
+        return json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "shown"),
+    [
+        (
+            ["keys", "create", "--team", "ml", "--agent", "bot"],
+            ("POST", "/api/v1/keys", {"team": "ml", "agent": "bot"}),
+            ["fk_live_" + "a" * 40, "key_1", "once"],
+        ),
+        (["keys", "create", "--admin"], ("POST", "/api/v1/keys", {"role": "org_admin"}), ["fk_live_"]),
+        (["keys", "list"], ("GET", "/api/v1/keys", None), ["key_1", "wxyz", "ml", "2026-03-01 10:20:30"]),
+        (["keys", "revoke", "key_1"], ("DELETE", "/api/v1/keys/key_1", None), ["Revoked key_1"]),
+        (
+            ["budgets", "list"],
+            ("GET", "/api/v1/budgets", None),
+            ["bud_1", "team ml", "day (Europe/Berlin)", "$50.00", "$1.250000001", "$0.00", "$48.749999999"],
+        ),
+        (
+            ["budgets", "set", "--team", "ml", "--limit", "50.00", "--window", "day", "--zone", "Europe/Berlin"],
+            ("PUT", "/api/v1/budgets", {"limit_usd": "50.00", "window": "day", "zone": "Europe/Berlin", "team": "ml"}),
+            ["team ml may spend $50.00 per day (Europe/Berlin) (bud_1).", "The team did not exist and was made."],
+        ),
+        (
+            ["budgets", "set", "--org", "--limit", "9", "--window", "30d"],
+            ("PUT", "/api/v1/budgets", {"limit_usd": "9", "window": "30d"}),
+            ["bud_1"],
+        ),
+        (["budgets", "rm", "bud_1"], ("DELETE", "/api/v1/budgets/bud_1", None), ["Removed bud_1"]),
+        (["connections", "list"], ("GET", "/api/v1/connections", None), ["openai", "https://api.example/v1", "wxyz"]),
+        (["connections", "rm", "openai"], ("DELETE", "/api/v1/connections/openai", None), ["Disconnected openai"]),
+        (
+            ["connections", "set", "openai", "--no-key", "--base-url", "https://api.example/v1"],
+            (
+                "PUT",
+                "/api/v1/connections/openai",
+                {"api_key": None, "base_url": "https://api.example/v1", "prices_as": None},
+            ),
+            ["Connected openai at https://api.example/v1"],
+        ),
+        (["status"], ("GET", "/api/v1/status", None), ["warm", "version 3", "ALARM fold_gap", "offset 7 is missing"]),
+        (
+            ["spend", "--by", "agent", "--window", "7d"],
+            ("GET", "/v1/spend?by=agent&window=7d", None),
+            ["1,234", "$12.50", "7 calls were refused"],
+        ),
+        (
+            ["transactions", "--team", "ml"],
+            ("GET", "/v1/transactions?limit=20&team=ml", None),
+            ["txn_1", "settled", "sandbox-small", "$0.000123456", "--cursor abc"],
+        ),
+        (["transactions", "txn_1"], ("GET", "/v1/transactions/txn_1", None), ['"transaction_id": "txn_1"']),
+    ],
+)
+def test_asks_the_api_and_shows_its_answer(
+    api: StandIn, run: Run, arguments: list[str], asked: tuple[str, str, Any], shown: list[str]
+) -> None:
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, "")
+    for text in shown:
+        assert text in out
+    answer = run.json(*arguments)
+    assert isinstance(answer, dict)
+    assert api.asked == [asked, asked]
+    assert set(api.keys) == {"Bearer fk_live_admin"}
+
+
+def test_json_is_the_answer_as_it_came(api: StandIn, run: Run) -> None:
+    assert run.json("budgets", "list") == {"budgets": [BUDGET]}
+    assert run.json("status") == {"base_url": api.url, **STATUS}
+    assert run.json("budgets", "rm", "bud_1") == {"budget_id": "bud_1", "removed": True}
+
+
+def test_a_vendor_key_comes_from_a_named_variable(api: StandIn, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_VENDOR_KEY", "sk-very-secret")
+    _, out, err = run("connections", "set", "openai", "--key-env", "SOME_VENDOR_KEY")
+    assert api.asked[0][2]["api_key"] == "sk-very-secret"
+    assert "sk-very-secret" not in out + err
+
+
+def test_a_vendor_key_comes_from_standard_input(api: StandIn, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO("sk-piped\n"))
+    run("connections", "set", "openai")
+    assert api.asked[0][2]["api_key"] == "sk-piped"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["connections", "set", "openai", "--key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE is not set"),
+        (["connections", "set", "openai"], "no key on standard input"),
+        (["budgets", "set", "--limit", "1", "--window", "day"], "say what to cap"),
+        (["budgets", "set", "--org", "--team", "ml", "--limit", "1", "--window", "day"], "say what to cap"),
+        (["service", "nothing"], "there is no service 'nothing'"),
+    ],
+)
+def test_what_can_not_be_asked_is_said_at_once(
+    api: StandIn, run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO(""))
+    code, out, err = run(*arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("farthing: ")
+    assert message in err
+    assert api.asked == []
+
+
+def test_an_error_of_the_api_is_its_message_and_field(api: StandIn, run: Run) -> None:
+    refusal = {"error": "invalid_request", "message": "must not be negative; 0 blocks everything", "field": "limit_usd"}
+    api.answers["PUT", "/api/v1/budgets"] = (400, refusal)
+    arguments = ("budgets", "set", "--org", "--limit=-1", "--window", "day")
+    assert run(*arguments) == (1, "", "farthing: must not be negative; 0 blocks everything (limit_usd)\n")
+    code, out, _ = run(*arguments, "--json")
+    assert code == 1
+    assert json.loads(out) == refusal
+
+
+def test_an_answer_that_is_not_farthings_is_said_so(api: StandIn, run: Run) -> None:
+    api.answers["GET", "/api/v1/keys"] = (502, ["a proxy's page"])
+    code, _, err = run("keys", "list")
+    assert code == 1
+    assert "answered 502" in err
+
+
+def test_no_answer_is_said_so(api: StandIn, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARTHING_URL", "http://127.0.0.1:1")
+    code, _, err = run("keys", "list")
+    assert code == 1
+    assert "http://127.0.0.1:1 does not answer" in err
+
+
+def test_a_url_needs_a_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARTHING_URL", "http://127.0.0.1:1")
+    monkeypatch.delenv("FARTHING_ADMIN_KEY", raising=False)
+    assert run("status")[2] == "farthing: FARTHING_URL is set and FARTHING_ADMIN_KEY is not; set both\n"
+
+
+def test_finds_the_instance_of_a_data_directory(
+    api: StandIn, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import os
+
+    monkeypatch.delenv("FARTHING_URL")
+    monkeypatch.delenv("FARTHING_ADMIN_KEY")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    code, _, err = run("status")
+    assert code == 1
+    assert "no Farthing runs on farthing-data; start one with: farthing up" in err
+    data = tmp_path / "elsewhere"
+    (data / "secrets").mkdir(parents=True)
+    instance = {"base_url": api.url, "metrics_url": api.url, "pid": os.getpid(), "version": "0", "services": {}}
+    (data / "instance.json").write_text(json.dumps(instance))
+    code, _, err = run("status", "--data-dir", "elsewhere")
+    assert code == 1
+    assert "there is no admin key in elsewhere" in err
+    (data / "secrets" / "admin.key").write_text("fk_live_local\n")
+    assert run.json("status", "--data-dir", "elsewhere")["base_url"] == api.url
+    assert api.keys == ["Bearer fk_live_local"]
+    (data / "instance.json").write_text(json.dumps({**instance, "pid": 2**22 + 1}))
+    assert "no Farthing runs on elsewhere" in run("status", "--data-dir", "elsewhere")[2]
