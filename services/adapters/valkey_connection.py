@@ -20,6 +20,8 @@ from services.core.ports import UnavailableError
 Argument = str | bytes | int
 MAX_WAITING: Final = 16_384
 _INCOMPLETE: Final = object()
+# How long a busy loop gets to catch up with a server before that counts as silent.
+_GRACE_S: Final = 0.1
 _pack: Callable[[tuple[Argument, ...]], bytes] = cast(Any, hiredis.pack_command)  # its stub knows one argument only
 
 
@@ -153,6 +155,7 @@ class _Wire(asyncio.Protocol):
         self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._transport: asyncio.Transport | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._is_overdue = False
         self.is_closed = False
 
     def send(self, command: Sequence[Argument]) -> "asyncio.Future[Any]":
@@ -191,6 +194,7 @@ class _Wire(asyncio.Protocol):
         self.fail(f"the connection broke ({exc or 'closed by the server'})")
 
     def data_received(self, data: bytes) -> None:
+        self._is_overdue = False
         self._reader.feed(data)
         try:
             while (answer := self._reader.gets()) is not _INCOMPLETE:
@@ -211,7 +215,11 @@ class _Wire(asyncio.Protocol):
         if not self._waiting:
             return
         due = self._waiting[0][0]
-        if due <= self._loop.time():
+        if due > self._loop.time():
+            self._watch = self._loop.call_at(due, self._check_time)
+        elif self._is_overdue:
             self.fail(f"it did not answer within {self._timeout_s:g} s")
         else:
-            self._watch = self._loop.call_at(due, self._check_time)
+            # A loop that was busy has yet to write the command or to read its answer: that is not the server's silence.
+            self._is_overdue = True
+            self._watch = self._loop.call_later(_GRACE_S, self._check_time)

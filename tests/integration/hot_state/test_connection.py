@@ -127,6 +127,16 @@ async def test_a_server_that_hangs_is_given_up_in_time_and_found_again(server: V
     await connection.close()
 
 
+async def test_a_loop_that_was_busy_is_not_taken_for_a_silent_server(valkey_url: str) -> None:
+    connection = ValkeyConnection(valkey_url, timeout_s=0.2)
+    await connection.execute("PING")
+    answer = asyncio.ensure_future(connection.execute("PING"))
+    await asyncio.sleep(0)
+    time.sleep(0.4)  # noqa: ASYNC251  # the very thing: nothing else may run meanwhile
+    assert await answer == b"PONG"
+    await connection.close()
+
+
 async def test_no_more_may_wait_than_there_is_room_for(connection: ValkeyConnection) -> None:
     await connection.execute("PING")
     calls = [asyncio.create_task(connection.execute("PING")) for _ in range(MAX_WAITING + 1)]
