@@ -9,12 +9,13 @@ from services.aggregator.observe import Observer
 from services.aggregator.patience import Patience
 from services.aggregator.rebuild import Rebuilder
 from services.core.codec import UnreadableEventError, decode
+from services.core.dead_letters import dead_letter
 from services.core.fold import step_of
 from services.core.hotstate import Cold, FoldStep
 from services.core.ports import EventLog, HotState, Incoming, Outgoing, TopicPartition
 
 _log = structlog.get_logger("farthing.aggregator")
-_CONSUMER = b"aggregator"
+_CONSUMER = "aggregator"
 
 
 class Folder:
@@ -70,7 +71,7 @@ class Folder:
             try:
                 stamped = decode(message.value)
             except UnreadableEventError as error:
-                unreadable.append(dead_letter(message, str(error)))
+                unreadable.append(dead_letter(message, _CONSUMER, str(error)))
                 continue
             step = step_of(stamped, message.offset)
             if step is not None:
@@ -94,15 +95,3 @@ class Folder:
                 self._observer.folded("duplicate", answer.duplicates)
                 return
             await self._patience.until_answered("rebuild", lambda: self._rebuilder.rebuild([org]))
-
-
-def dead_letter(message: Incoming, reason: str) -> Outgoing:
-    """An unreadable message, unchanged, for its dead-letter topic, with where it came from and why."""
-    told = (
-        ("farthing-consumer", _CONSUMER),
-        ("farthing-reason", reason.encode()),
-        ("farthing-topic", message.topic.encode()),
-        ("farthing-partition", str(message.partition).encode()),
-        ("farthing-offset", str(message.offset).encode()),
-    )
-    return Outgoing(f"{message.topic}.dlq", message.key, message.value, (*message.headers, *told))

@@ -6,12 +6,13 @@ from itertools import groupby
 from typing import Final, Literal
 
 from services.core.codec import UnreadableEventError, decode, format_time
+from services.core.dead_letters import dead_letter
 from services.core.events import Stamped
 from services.core.ports import Incoming, Outgoing
 from services.ledger.rows import Row, event_row
 
 RUN_BYTES: Final = 16 * 1024 * 1024
-_CONSUMER: Final = b"ledger"
+_CONSUMER: Final = "ledger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Run:
     def letters(self) -> list[Outgoing]:
         """What of it must be in the dead-letter topic before its offsets count as done."""
         return [
-            dead_letter(each.read.message, str(each.read.event))
+            dead_letter(each.read.message, _CONSUMER, str(each.read.event))
             for each in self.placed
             if isinstance(each.read.event, UnreadableEventError)
         ]
@@ -77,18 +78,6 @@ def split_runs(reads: Sequence[Read], sequences: MutableMapping[str, int]) -> It
                 run, size = [], len(each.read.message.value)
             run.append(each)
         yield Run(table, tuple(run))
-
-
-def dead_letter(message: Incoming, reason: str) -> Outgoing:
-    """An unreadable message, unchanged, for its dead-letter topic, with where it came from and why."""
-    told = (
-        ("farthing-consumer", _CONSUMER),
-        ("farthing-reason", reason.encode()),
-        ("farthing-topic", message.topic.encode()),
-        ("farthing-partition", str(message.partition).encode()),
-        ("farthing-offset", str(message.offset).encode()),
-    )
-    return Outgoing(f"{message.topic}.dlq", message.key, message.value, (*message.headers, *told))
 
 
 def _decode(message: Incoming) -> Stamped | UnreadableEventError:

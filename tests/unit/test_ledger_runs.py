@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from services.core.codec import parse_time, to_message
+from services.core.dead_letters import dead_letter
 from services.core.events import Event, Settlement, Stamped
 from services.core.ports import Incoming
 from services.ledger import runs as runs_module
 from services.ledger.rows import event_row, trace_id
-from services.ledger.runs import Run, dead_letter, read_messages, split_runs
+from services.ledger.runs import Run, read_messages, split_runs
 from tests.support.examples import DENIAL, EXPIRY, RESERVATION, SETTLEMENT
 
 DAY_1, DAY_2 = "2026-03-01T23:59:59.999Z", "2026-03-02T00:00:00.000Z"
@@ -72,7 +73,7 @@ def test_a_run_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dead_letter_says_where_it_came_from_and_keeps_what_it_was() -> None:
     bad = Incoming("spend.x.v1", 2, 9, b"key", b"value", (("a", b"b"),), 0)
-    letter = dead_letter(bad, "größe")
+    letter = dead_letter(bad, "ledger", "größe")
     assert (letter.topic, letter.key, letter.value) == ("spend.x.v1.dlq", b"key", b"value")
     assert letter.headers == (
         ("a", b"b"),
