@@ -110,7 +110,7 @@ class GovernedCalls:
         except VendorFailedError as failure:
             status, code = (504, "vendor_timeout") if failure.timed_out else (502, "vendor_unreachable")
             settled = self._settler.settle_unanswered(
-                call, timed_out=failure.timed_out, http_status=status, retry_count=failure.retry_count
+                call, was_sent=failure.was_sent, http_status=status, retry_count=failure.retry_count
             )
             refusal = RefusedError(status, code, str(failure), fields={"transaction_id": call.transaction_id})
             await send_refusal(send, dialect, refusal, self._names.of_call(call, failure.retry_count, settled))

@@ -33,11 +33,12 @@ class Forwarded:
 
 
 class VendorFailedError(Exception):
-    """No answer began. `timed_out`: Farthing gave up waiting, and the vendor may have done all it was asked for."""
+    """No answer began. `was_sent`: the vendor may have done all it was asked for. `timed_out`: it was given up on."""
 
-    def __init__(self, message: str, retry_count: int, *, timed_out: bool) -> None:
+    def __init__(self, message: str, retry_count: int, *, was_sent: bool, timed_out: bool = False) -> None:
         super().__init__(message)
         self.retry_count = retry_count
+        self.was_sent = was_sent
         self.timed_out = timed_out
 
 
@@ -76,11 +77,16 @@ class Forwarder:
                 response = await self._transport.send(request)
             except TimedOutError as error:
                 message = f"vendor {vendor!r} did not answer within {request.timeout_s:g} s"
-                raise VendorFailedError(message, retry_count, timed_out=True) from error
-            except UnavailableError as error:
+                raise VendorFailedError(message, retry_count, was_sent=True, timed_out=True) from error
+            except NotSentError as error:
                 if _is_last(retry_count, last_start_s):
-                    how = "can't be reached" if isinstance(error, NotSentError) else "hung up without an answer"
-                    raise VendorFailedError(f"vendor {vendor!r} {how}", retry_count, timed_out=False) from error
+                    raise VendorFailedError(
+                        f"vendor {vendor!r} can't be reached", retry_count, was_sent=False
+                    ) from error
+            except UnavailableError as error:
+                # It may have answered, and charged, on a line that broke: asking again could be paid for twice.
+                message = f"vendor {vendor!r} hung up without an answer"
+                raise VendorFailedError(message, retry_count, was_sent=True) from error
             else:
                 if response.status < 500 or _is_last(retry_count, last_start_s):
                     return Forwarded(response, retry_count)

@@ -91,13 +91,13 @@ class Settler:
         _end_span(call, settled, http_status)
         return settled
 
-    def settle_unanswered(self, call: AdmittedCall, *, timed_out: bool, http_status: int, retry_count: int) -> Settled:
+    def settle_unanswered(self, call: AdmittedCall, *, was_sent: bool, http_status: int, retry_count: int) -> Settled:
         """Settles a call whose vendor never answered.
 
-        A vendor that failed has done nothing that it can charge for. One that Farthing gave up waiting for may have
-        done everything: its cost is taken as the bound, because an unknown cost is never zero.
+        A vendor that was never reached can't charge for anything. One that hung up, or that Farthing gave up waiting
+        for, may have done everything: its cost is taken as the bound, because an unknown cost is never zero.
         """
-        if not timed_out:
+        if not was_sent:
             return self.settle(call, "vendor_error", NOTHING_USED, http_status, retry_count)
         usage = {"input_tokens": call.bound.input_tokens, "output_tokens": call.bound.output_tokens}
         return self.settle(call, "partial", Metered(usage, "estimated", complete=False), http_status, retry_count)

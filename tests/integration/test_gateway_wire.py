@@ -156,7 +156,7 @@ async def test_a_vendor_cut_within_an_event_is_a_cut_for_the_client(
 async def test_a_vendor_that_fails_and_comes_back(
     client: httpx.AsyncClient, openai_vendor: StandInVendor, there: World
 ) -> None:
-    openai_vendor.answer_with(Answer((b"busy",), 503), Answer((b"",), hang_up_after=-1))
+    openai_vendor.answer_with(Answer((b"busy",), 503), Answer((b"busy",), 502))
     answer = await client.post("/v1/chat/completions", json=chat())
     assert answer.status_code == 200
     assert answer.headers["x-spend-retry-count"] == "2"
