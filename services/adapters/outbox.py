@@ -78,12 +78,12 @@ class SqliteOutbox:
     def append(self, events: Sequence[OutboxEvent]) -> None:
         """Stamps the events and keeps them, all or none.
 
-        Raises `OutboxFullError` when a reservation or denial would go past the limit, and `UnavailableError` when the
-        disk refuses.
+        Raises `OutboxFullError` when a reservation would go past the limit, or a denial past half of it, and
+        `UnavailableError` when the disk refuses.
         """
-        opening = any(isinstance(each.event, Reservation | Denial) for each in events)
-        if opening and self._size + len(events) > self._limit:
-            raise OutboxFullError(f"{self._size} events wait for the log; at most {self._limit} may")
+        limit = self._limit_of(events)
+        if limit is not None and self._size + len(events) > limit:
+            raise OutboxFullError(f"{self._size} events wait for the log; at most {limit} may")
         if not events:
             return
         columns: list[object] = []
@@ -96,6 +96,12 @@ class SqliteOutbox:
             self._database.execute(f"INSERT INTO outbox VALUES {rows}", columns)  # noqa: S608 - placeholders only
         self._sequence += len(events)
         self._size += len(events)
+
+    def _limit_of(self, events: Sequence[OutboxEvent]) -> int | None:
+        if any(isinstance(each.event, Denial) for each in events):
+            # One agent that does not take no for an answer must not use up what other orgs' calls need.
+            return (self._limit + 1) // 2
+        return self._limit if any(isinstance(each.event, Reservation) for each in events) else None
 
     def oldest(self, limit: int) -> Sequence[OutboxRow]:
         """The first events not yet forgotten, in order."""

@@ -276,8 +276,8 @@ class Outbox(Protocol):
     def append(self, events: "Sequence[OutboxEvent]") -> None:
         """Stamps the events with this producer and the next sequences and keeps them durably, all or none.
 
-        Raises `OutboxFullError` when a reservation or denial would go past the limit (what ends a call that was taken
-        on is always kept), and `UnavailableError` when the disk refuses.
+        Raises `OutboxFullError` when a reservation would go past the limit or a denial past half of it (what ends a
+        call that was taken on is always kept), and `UnavailableError` when the disk refuses.
         """
 
     def oldest(self, limit: int) -> Sequence[OutboxRow]:

@@ -148,6 +148,15 @@ def test_the_limit_refuses_new_calls_but_keeps_what_ends_calls(path: Path) -> No
         outbox.append(wrapped(RESERVATION))
 
 
+def test_denials_leave_half_of_the_room_to_calls(path: Path) -> None:
+    with closing(SqliteOutbox(path, 4)) as outbox:
+        outbox.append(wrapped(DENIAL, DENIAL))
+        with pytest.raises(OutboxFullError, match="2 events wait for the log; at most 2 may"):
+            outbox.append(wrapped(DENIAL))
+        outbox.append(wrapped(RESERVATION, RESERVATION))
+        assert outbox.is_full()
+
+
 def test_a_full_outbox_is_full_after_a_restart(path: Path) -> None:
     with closing(SqliteOutbox(path, 1)) as outbox:
         outbox.append(wrapped(RESERVATION))
