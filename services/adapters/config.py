@@ -14,42 +14,70 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FARTHING_", extra="ignore")
 
-    # Where this process listens. Loopback unless told otherwise.
-    host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)
-    metrics_host: str = "127.0.0.1"
-    metrics_port: int | None = Field(default=None, ge=0, le=65535, description="None: no metrics endpoint.")
+    host: str = Field(default="127.0.0.1", description="Address this process listens on.")
+    port: int = Field(default=8080, ge=0, le=65535, description="Port this process listens on.")
+    metrics_host: str = Field(default="127.0.0.1", description="Address of the metrics endpoint.")
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port of the metrics endpoint; unset: none."
+    )
 
-    # The engines. The log is Kafka when `kafka` is set, else Valkey Streams at `log_url`.
-    kafka: str | None = Field(default=None, description="Bootstrap servers, host:port[,host:port].")
-    log_url: str = "redis://127.0.0.1:6380/0"
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    postgres_dsn: SecretStr = SecretStr("postgresql://postgres@127.0.0.1:5432/farthing")
-    clickhouse_dsn: SecretStr = SecretStr("chdb:///farthing-data/clickhouse")
+    kafka: str | None = Field(
+        default=None, description="Kafka's bootstrap servers, `host:port,…`; unset: the log is at `LOG_URL`."
+    )
+    log_url: str = Field(
+        default="redis://127.0.0.1:6380/0", description="The Valkey whose streams are the log, without Kafka."
+    )
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="The Valkey or Redis of the hot state.")
+    postgres_dsn: SecretStr = Field(
+        default=SecretStr("postgresql://postgres@127.0.0.1:5432/farthing"), description="Control's database."
+    )
+    clickhouse_dsn: SecretStr = Field(
+        default=SecretStr("chdb:///farthing-data/clickhouse"),
+        description="The ledger's database: `chdb:///path` in process, or `http(s)://user:password@host:port/database`.",
+    )
 
-    # The other services.
-    control_url: str = "http://127.0.0.1:8081"
-    ledger_url: str = "http://127.0.0.1:8082"
-    sandbox_url: str | None = Field(default=None, description="Base URL of the sandbox vendor; None: there is none.")
+    control_url: str = Field(default="http://127.0.0.1:8081", description="Where the gateway finds control.")
+    ledger_url: str = Field(
+        default="http://127.0.0.1:8082", description="Where gateway and aggregator find the ledger."
+    )
+    sandbox_url: str | None = Field(
+        default=None, description="The sandbox vendor's base URL; unset: there is no sandbox."
+    )
 
-    # Secrets and files of this process.
-    master_key_file: Path = Path("farthing-data/secrets/master.key")
-    outbox_path: Path = Path("farthing-data/outbox.sqlite")
-    outbox_limit: int = Field(default=100_000, ge=1)
-    state_dir: Path = Path("farthing-data")
+    master_key_file: Path = Field(
+        default=Path("farthing-data/secrets/master.key"),
+        description="The master key, mode 0600. Control makes it at first start.",
+    )
+    outbox_path: Path = Field(
+        default=Path("farthing-data/outbox.sqlite"),
+        description="A gateway's outbox; one file a gateway, on a disk that lasts.",
+    )
+    outbox_limit: int = Field(
+        default=100_000, ge=1, description="Events an outbox keeps at most; past it calls get 503."
+    )
+    state_dir: Path = Field(default=Path("farthing-data"), description="Where control leaves the first keys.")
 
-    # Behaviour.
-    header_prefix: str = "x-spend-"
-    default_vendor: str = "openai"
-    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
-    max_response_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
-    vendor_timeout_s: float = Field(default=120.0, gt=0)
+    header_prefix: str = Field(default="x-spend-", description="How identity and answer headers begin.")
+    default_vendor: str = Field(default="openai", description="The vendor of a call that names none.")
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1024, description="The largest request body; past it 413.")
+    max_response_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1024,
+        description="The largest answer held back to send its cost in the head; past it, none.",
+    )
+    vendor_timeout_s: float = Field(default=120.0, gt=0, description="How long a vendor may take to answer.")
     hold_seconds: int = Field(default=900, ge=1, description="How long a hold lives; longer than the vendor timeout.")
-    reap_interval_s: float = Field(default=1.0, gt=0)
-    poll_interval_s: float = Field(default=0.25, gt=0, description="How often a gateway looks for changes.")
-    bootstrap_org: str | None = Field(default=None, description="Name of the org control makes at first start.")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    otlp_endpoint: str | None = Field(default=None, description="OTLP/HTTP base URL; None: no spans are exported.")
+    reap_interval_s: float = Field(
+        default=1.0, gt=0, description="How often the aggregator looks for holds past their time."
+    )
+    poll_interval_s: float = Field(
+        default=0.25, gt=0, description="How often gateways look for changes, the aggregator for orgs."
+    )
+    bootstrap_org: str | None = Field(
+        default=None, description="The org control makes at first start, with its first keys."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
+    otlp_endpoint: str | None = Field(default=None, description="OTLP over HTTP, base URL; unset: no spans are sent.")
 
 
 class ClientSettings(BaseSettings):
