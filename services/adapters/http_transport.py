@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Final
 
@@ -39,6 +40,7 @@ class HttpxTransport:
         self._slots = asyncio.Semaphore(max_connections)
         # By origin, the last used at the end: those at the front are the first to have been idle for too long.
         self._idle: dict[_Origin, deque[tuple[float, httpx.AsyncHTTPTransport]]] = {}
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def send(self, request: VendorRequest) -> VendorResponse:
         """The answer's head. Raises `NotSentError`, `TimedOutError` or `UnavailableError`."""
@@ -56,7 +58,7 @@ class HttpxTransport:
         try:
             response = await line.transport.handle_async_request(outgoing)
         except BaseException as error:
-            await line.give_back()
+            line.give_back()
             if isinstance(error, _NOT_SENT):
                 raise NotSentError(_reason(error)) from error
             if isinstance(error, httpx.TransportError):
@@ -66,6 +68,10 @@ class HttpxTransport:
 
     async def close(self) -> None:
         """Closes every connection; call it when no call is under way."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait({self._sweeper})
+            self._sweeper = None
         idle, self._idle = self._idle, {}
         for _, transport in (each for line in idle.values() for each in line):
             await transport.aclose()
@@ -79,31 +85,52 @@ class HttpxTransport:
                 raise NotSentError("every vendor connection is in use") from error
         else:
             await self._slots.acquire()
-        idle = self._idle.setdefault((url.raw_scheme, url.raw_host, url.port), deque())
+        origin = (url.raw_scheme, url.raw_host, url.port)
+        idle = self._idle.get(origin)
         transport = idle.pop()[1] if idle else httpx.AsyncHTTPTransport(verify=self._ssl_context, limits=_ONE)
-        return _Line(transport, idle, self._slots)
+        return _Line(transport, origin, self)
+
+    def _give_back(self, line: "_Line") -> None:
+        """Lets the next call have it."""
+        self._slots.release()
+        self._idle.setdefault(line.origin, deque()).append((time.monotonic(), line.transport))
+        if self._sweeper is None:
+            self._sweeper = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Closes what nobody has taken for a while, of every origin, until nothing is idle."""
+        try:
+            while self._idle:
+                await asyncio.sleep(KEEP_ALIVE_S)
+                for transport in self._too_old(time.monotonic() - KEEP_ALIVE_S):
+                    # One that can't be closed in good order is gone all the same, and the others must go too.
+                    with suppress(httpx.TransportError, OSError):
+                        await transport.aclose()
+        finally:
+            self._sweeper = None
+
+    def _too_old(self, before: float) -> list[httpx.AsyncHTTPTransport]:
+        """Takes out what was given back before then, and the origins that have nothing left."""
+        old = []
+        for origin, idle in list(self._idle.items()):
+            while idle and idle[0][0] <= before:
+                old.append(idle.popleft()[1])
+            if not idle:
+                del self._idle[origin]
+        return old
 
 
 class _Line:
     """A transport of one connection, taken by one call."""
 
-    def __init__(
-        self,
-        transport: httpx.AsyncHTTPTransport,
-        idle: deque[tuple[float, httpx.AsyncHTTPTransport]],
-        slots: asyncio.Semaphore,
-    ) -> None:
+    def __init__(self, transport: httpx.AsyncHTTPTransport, origin: _Origin, owner: HttpxTransport) -> None:
         self.transport = transport
-        self._idle = idle
-        self._slots = slots
+        self.origin = origin
+        self._owner = owner
 
-    async def give_back(self) -> None:
-        """Lets the next call have it, and closes what nobody has taken for a while."""
-        now = time.monotonic()
-        self._slots.release()
-        self._idle.append((now, self.transport))
-        while self._idle and self._idle[0][0] < now - KEEP_ALIVE_S:
-            await self._idle.popleft()[1].aclose()
+    def give_back(self) -> None:
+        """Lets the next call have it."""
+        self._owner._give_back(self)
 
 
 class HttpxResponse:
@@ -132,7 +159,7 @@ class HttpxResponse:
         try:
             await self._stream.aclose()
         finally:
-            await line.give_back()
+            line.give_back()
 
 
 @lru_cache(maxsize=1024)

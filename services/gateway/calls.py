@@ -1,7 +1,9 @@
 """A governed call, start to end: identify, admit, forward, deliver. The hot path."""
 
+import asyncio
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from services.core.identity import IdentityError, check_name
 from services.gateway.admit import AdmittedCall, Admitter
@@ -16,6 +18,9 @@ from services.gateway.respond import ResponseHeaders, send_refusal
 from services.gateway.settle import Settler
 from services.gateway.timing import Timing
 from services.gateway.vendors import Dialect, RequestFacts, RequestRefusedError
+
+# Larger bodies take long enough to read that other calls would notice.
+_READ_IN_THREAD_BYTES: Final = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class GovernedCalls:
         timing.read_ns = time.perf_counter_ns()
         return await self._admitter.admit(
             identity,
-            _read_request(route, body),
+            await _read_request(route, body),
             dialect=route.dialect.name,
             route=route.name,
             vendor=vendor,
@@ -129,8 +134,10 @@ class GovernedCalls:
         await delivery.run()
 
 
-def _read_request(route: VendorRoute, body: bytes) -> RequestFacts:
+async def _read_request(route: VendorRoute, body: bytes) -> RequestFacts:
     try:
+        if len(body) > _READ_IN_THREAD_BYTES:
+            return await asyncio.to_thread(route.dialect.read_request, route.name, body)
         return route.dialect.read_request(route.name, body)
     except RequestRefusedError as error:
         raise RefusedError(400, error.code, str(error), param=error.param) from error

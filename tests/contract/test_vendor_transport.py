@@ -185,15 +185,19 @@ async def test_a_cancelled_call_gives_its_connection_back(openai_vendor: StandIn
     await transport.close()
 
 
-async def test_connections_that_nobody_takes_are_closed(
+async def test_connections_that_nobody_takes_are_closed_without_a_further_call(
     openai_vendor: StandInVendor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("services.adapters.http_transport.KEEP_ALIVE_S", 0.1)
     transport = HttpxTransport()
     await asyncio.gather(*(read(transport, post(openai_vendor.url)) for _ in range(3)))
     (idle,) = transport._idle.values()
-    assert len(idle) == 3
-    monkeypatch.setattr("services.adapters.http_transport.KEEP_ALIVE_S", 0.0)
-    await asyncio.sleep(0.01)
-    await read(transport, post(openai_vendor.url))
-    assert len(idle) == 1
+    lines = [each for _, each in idle]
+    assert len(lines) == 3
+    await until(lambda: not transport._idle, 2)
+    await until(lambda: transport._sweeper is None, 2)
+    assert all(line._pool.connections == [] for line in lines)
+    assert (await read(transport, post(openai_vendor.url)))[0] == 200
+    assert transport._sweeper is not None
     await transport.close()
+    assert transport._sweeper is None

@@ -12,6 +12,7 @@ import pytest
 
 from services.adapters.http_transport import HttpxTransport
 from services.core.events import Settlement
+from services.gateway import server
 from tests.support import openai_answers
 from tests.support.gateway import Serving, World, chat, options, serving, until, world
 from tests.support.vendors import Answer, StandInVendor, stream_answer
@@ -45,14 +46,22 @@ async def client(gateway: Serving, there: World) -> AsyncIterator[httpx.AsyncCli
 
 async def raw(gateway: Serving, request: bytes) -> bytes:
     """What comes back for raw bytes until the connection is closed."""
+    async with opened(gateway) as (reader, writer):
+        writer.write(request)
+        return await asyncio.wait_for(reader.read(), 5)
+
+
+@contextlib.asynccontextmanager
+async def opened(gateway: Serving) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to the gateway."""
     host, _, port = gateway.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(request)
-    answer = await asyncio.wait_for(reader.read(), 5)
-    writer.close()
-    with contextlib.suppress(ConnectionError):
-        await writer.wait_closed()
-    return answer
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -105,6 +114,100 @@ async def test_a_body_is_never_taken_for_a_bad_header(gateway: Serving, there: W
     )
     answer = await raw(gateway, request)
     assert b"secret" not in answer
+
+
+@pytest.mark.parametrize("ended", [b"", b"\r\n\r\n"])
+@pytest.mark.parametrize("pieces", [1, 10])
+async def test_a_head_that_is_too_large_is_a_431(gateway: Serving, pieces: int, ended: bytes) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Padding: " + b"p" * 70_000 + ended
+    async with opened(gateway) as (reader, writer):
+        for at in range(0, len(head), len(head) // pieces + 1):
+            writer.write(head[at : at + len(head) // pieces + 1])
+            await writer.drain()
+            await asyncio.sleep(0.005)
+        status, _, answer = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n")
+    assert status.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
+
+
+async def test_bodies_and_earlier_requests_do_not_count_as_head(client: httpx.AsyncClient, gateway: Serving) -> None:
+    for _ in range(20):
+        answer = await client.post("/v1/chat/completions", json=chat(user="u" * 100_000))
+        assert answer.status_code == 200
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Padding: %s\r\n\r\n" % (b"p" * 8_000)
+    async with opened(gateway) as (reader, writer):
+        for _ in range(20):
+            writer.write(request)
+            assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await reader.read()
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_a_head_that_does_not_end_has_only_so_long(
+    gateway: Serving, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    monkeypatch.setattr(server, "HEAD_S", 0.3)
+    async with opened(gateway) as (reader, writer):
+        if before:
+            writer.write(before)
+            await reader.readuntil(b"}")
+        writer.write(b"GET /healthz HTTP/1.1\r\n")
+        reading = asyncio.create_task(reader.read(1000))
+        async with asyncio.timeout(5):
+            while not reading.done():  # Bytes that keep coming gain no time.
+                writer.write(b"X-A: b\r\n")
+                await asyncio.wait({reading}, timeout=0.05)
+        answer = await reading
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"request_timeout"' in answer
+
+
+async def test_a_connection_that_sends_nothing_is_closed(gateway: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_S", 0.1)
+    assert await raw(gateway, b"") == b""
+
+
+async def test_an_answer_under_way_is_not_cut_when_the_next_head_is_late(
+    there: World, gateway: Serving, openai_vendor: StandInVendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_S", 0.1)
+    openai_vendor.answer_with(Answer((openai_answers.dump(openai_answers.completion("gpt-4o-mini")),), delay_s=0.5))
+    body = json.dumps(chat()).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n"
+    async with opened(gateway) as (reader, writer):
+        writer.write(head % (there.key.encode(), len(body)) + body)
+        await until(lambda: openai_vendor.requests)
+        writer.write(b"GET /healthz")
+        answer = await asyncio.wait_for(reader.read(), 5)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"usage"' in answer
+    assert b"HTTP/1.1 408 " in answer
+
+
+async def test_a_request_too_many_is_a_503_and_health_is_still_told(
+    client: httpx.AsyncClient, there: World, openai_vendor: StandInVendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_REQUESTS", 1)
+    openai_vendor.answer_with(Answer((openai_answers.dump(openai_answers.completion("gpt-4o-mini")),), delay_s=0.5))
+    calling = asyncio.create_task(client.post("/v1/chat/completions", json=chat()))
+    await until(lambda: openai_vendor.requests)
+    refused = await client.post("/v1/chat/completions", json=chat())
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "too_many_requests")
+    assert refused.headers["retry-after"] == "1"
+    assert (await client.get("/healthz")).status_code == 200
+    assert (await calling).status_code == 200
+    assert len(there.events()) == 2, "nothing of the refused one"
+    assert (await client.post("/v1/chat/completions", json=chat())).status_code == 200
+
+
+async def test_a_connection_too_many_is_closed(gateway: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
+    async with opened(gateway) as (_, first):
+        await until(lambda: not first.is_closing())
+        async with opened(gateway) as (reader, _):
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
 
 
 async def test_a_long_header_is_refused_by_name(client: httpx.AsyncClient) -> None:

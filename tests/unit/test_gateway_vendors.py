@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from services.core.events import Denial
 from services.core.snapshot import Connection
-from tests.support.gateway import ScriptedAnswer, World, assert_refused, world
+from services.gateway.vendors import RequestFacts
+from services.gateway.vendors.openai import OpenAIDialect
+from tests.support.gateway import ScriptedAnswer, World, assert_refused, chat, world
 
 OK = b'{"object":"chat.completion","choices":[],"usage":{"prompt_tokens":10,"completion_tokens":5}}'
 
@@ -60,3 +63,21 @@ async def test_the_outbox_file_holds_no_body_and_no_key(there: World, tmp_path: 
     assert "How much is a farthing?" not in text
     assert there.key not in text
     assert "sk-vendor" not in text
+
+
+async def test_a_large_body_is_read_beside_the_event_loop(there: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers = []
+    read_request = OpenAIDialect.read_request
+
+    def reading(dialect: OpenAIDialect, route: str, body: bytes) -> RequestFacts:
+        readers.append(threading.current_thread())
+        return read_request(dialect, route, body)
+
+    monkeypatch.setattr(OpenAIDialect, "read_request", reading)
+    there.answer(ScriptedAnswer([OK]), ScriptedAnswer([OK]))
+    assert (await there.call()).status == 200
+    assert (await there.call(chat(user="u" * 300_000, max_tokens=10))).status == 200
+    assert_refused(await there.call(chat(user="u" * 300_000, n=0)), 400, "invalid_request", "n")
+    assert readers[0] is threading.current_thread()
+    assert threading.current_thread() not in readers[1:]
+    assert len(readers) == 3

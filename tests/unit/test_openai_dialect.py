@@ -1,6 +1,8 @@
 """OpenAI's dialect: what is read, what is refused, how a body is edited, how errors look."""
 
+import contextlib
 import json
+import time
 from typing import Any
 
 import orjson
@@ -9,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.vendors import Dialect, RequestFacts, RequestRefusedError
-from services.gateway.vendors.openai import MAX_IMAGE_TOKENS, TEMPLATE_TOKENS, OpenAIDialect
+from services.gateway.vendors.openai import (
+    MAX_FIELDS,
+    MAX_IMAGE_TOKENS,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_TOOLS,
+    MAX_VALUES,
+    TEMPLATE_TOKENS,
+    OpenAIDialect,
+)
 
 DIALECT: Dialect = OpenAIDialect()
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -231,6 +242,73 @@ def test_the_same_key_elsewhere_is_no_second_key() -> None:
     assert read(body_of(n=1, **nested)).choices == 1
     escaped = b'{"model":"gpt-4o","messages":[{"role":"user","content":"caf\\u00e9 \\u0041 \\\\u0061 \\"model\\""}]}'
     assert read(escaped).model == "gpt-4o"
+
+
+@pytest.mark.parametrize("extra", [b'"model":"gpt-4o-mini"', b'"mod\\u0065l":"gpt-4o-mini"'])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_second_key_in_a_large_body_is_refused(extra: bytes, first: bool) -> None:
+    body = body_of(user="\u00e9\u4e16 \\" * 30_000, seed=10**15, metadata={"model": 1e300})
+    doubled = b"{ " + extra + b" , " + body[1:] if first else body[:-1] + b"\n,\t" + extra + b"\r}"
+    assert refusal(doubled) == ("invalid_request", "model")
+    assert read(body).body is body
+
+
+def test_numbers_and_nesting_that_skimming_could_stumble_over() -> None:
+    deep = b'{"model":"m","messages":[],"user":"model","x":' + b"[" * 1000 + b"]" * 1000 + b"}"
+    assert refusal(deep) == ("invalid_request", None)
+    for number in (b"-0.5e-7", b"1e308", b"0", b"-1"):
+        assert read(b'{"x":%s,"user":"model","model":"m","messages":[]}' % number).model == "m"
+
+
+# ---- what one body may cost -----------------------------------------------------------------------------------------
+
+ITEMS = MAX_VALUES + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (body_of(messages=HELLO * (MAX_MESSAGES + 1)), "messages"),
+        (body_of(messages=[{"role": "user", "content": ["x"] * (MAX_PARTS // 2 + 1)}] * 2), "messages"),
+        (body_of(tools=[{"type": "function"}] * (MAX_TOOLS + 1)), "tools"),
+        (body_of(**{f"x{number}": 0 for number in range(MAX_FIELDS)}), None),
+        (body_of()[:-1] + b',"a":0' * MAX_FIELDS + b',"user":"model"}', None),
+        (body_of(x=[""] * ITEMS), None),
+        (b'{"model":"m","messages":[' + b"{}," * ITEMS + b"{}]}", None),
+        (b'{"model":"m","messages":[],"x":[' + b"[]," * ITEMS + b"[]]}", None),
+    ],
+    ids=["messages", "parts", "tools", "fields", "the same field", "texts", "objects", "lists"],
+)
+def test_more_than_any_model_takes_is_refused(body: bytes, param: str | None) -> None:
+    assert refusal(body) == ("invalid_request", param)
+
+
+def test_as_much_as_is_allowed_is_read() -> None:
+    body = body_of(
+        messages=[*HELLO * (MAX_MESSAGES - 1), {"role": "user", "content": ["x"] * MAX_PARTS}],
+        tools=[{"type": "function"}] * MAX_TOOLS,
+        **{f"x{number}": 0 for number in range(MAX_FIELDS - 3)},
+    )
+    assert read(body).model == "gpt-4o"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","messages":[],"user":"model","x":[' + b'"",' * 1_500_000 + b'""]}',
+        b'{"model":"m","messages":[],"x":"\\u0041","y":[' + b'"",' * 1_500_000 + b'""]}',
+        b'{"model":"m","messages":[' + b"{}," * 10_000_000 + b"{}]}",
+    ],
+    ids=["a name quoted twice", "an escaped letter", "messages"],
+)
+def test_what_a_body_costs_is_in_proportion(body: bytes) -> None:
+    started = time.process_time()
+    orjson.loads(body[:1] + b'"x":[' + b'"",' * 1_500_000 + b'""]}')
+    parsing_s = time.process_time() - started
+    started = time.process_time()
+    with contextlib.suppress(RequestRefusedError):
+        read(body)
+    assert time.process_time() - started < 12 * parsing_s + 0.2
 
 
 def test_a_second_include_usage_is_refused() -> None:

@@ -4,6 +4,7 @@ A request is read once, and refused when its cost could escape the bound: a key 
 a feature that costs what no token price covers, content that the vendor fetches and the gateway can't see.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -27,6 +28,13 @@ MAX_CHOICES: Final = 128
 MAX_OUTPUT_TOKENS: Final = 2**31 - 1
 MAX_MODEL_LENGTH: Final = 256
 
+# Far beyond what any model takes; they keep the time and memory that one body can cost in proportion.
+MAX_FIELDS: Final = 1_000
+MAX_MESSAGES: Final = 20_000
+MAX_PARTS: Final = 20_000
+MAX_TOOLS: Final = 1_000
+MAX_VALUES: Final = 2_000_000
+
 # Fields that bring charges or content which nothing here can bound or price yet, and what to say of them.
 _UNPRICED: Final = {
     "web_search_options": "web search is charged by the search, which is not priced yet; leave web_search_options out",
@@ -45,8 +53,11 @@ _QUOTED: Final = {name: b'"%s"' % name.encode() for name in _DECIDED}
 _TEXT_PARTS: Final = ("text", "refusal")
 _FREE_TOOLS: Final = ("function", "custom")
 
-_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]]', re.DOTALL)
-_COLON: Final = re.compile(rb"\s*:\s*")
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+# Skips a value at the speed of C. Numbers stay text: their conversion costs more than they are long, or is refused.
+_SKIM: Final = json.JSONDecoder(parse_int=str, parse_float=str)
+# From this size on, skimming the body once is quicker than counting each name in it.
+_SKIM_BYTES: Final = 64 * 1024
 # A letter or underscore of a key, written as an escape.
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 
@@ -69,12 +80,15 @@ class OpenAIDialect:
         """The facts of a request on `route` (``chat.completions``); raises `RequestRefusedError` naming the field."""
         if route != CHAT:
             raise RequestRefusedError("unpriced_feature", None, f"calls of {route} can't be priced yet")
+        _refuse_too_many_values(body)
         try:
             fields = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise _invalid(None, f"the request body is not JSON in UTF-8: {error}") from error
         if not isinstance(fields, dict):
             raise _invalid(None, "the request body must be a JSON object")
+        if len(fields) > MAX_FIELDS:
+            raise _too_many_fields()
         _refuse_ambiguous_keys(body, fields)
         _refuse_unpriced(fields)
         model = fields.get("model")
@@ -154,7 +168,11 @@ def _refuse_ambiguous_keys(body: bytes, fields: Fields) -> None:
         if folded != key and folded in _DECIDED:
             raise _invalid(folded, f"the field {key[:40]!r} could be taken for {folded!r}; use {folded!r} only")
     names = fields.keys() & _DECIDED
-    if all(body.count(_QUOTED[name]) == 1 for name in names) and _ESCAPED_LETTER.search(body) is None:
+    if (
+        len(body) < _SKIM_BYTES
+        and all(body.count(_QUOTED[name]) == 1 for name in names)
+        and _ESCAPED_LETTER.search(body) is None
+    ):
         return  # Each is spelled out once in the whole body, so it can't be there twice. The usual case, and cheap.
     seen = set()
     for key, _ in _members(body, body.index(b"{")):
@@ -163,21 +181,47 @@ def _refuse_ambiguous_keys(body: bytes, fields: Fields) -> None:
         seen.add(key)
 
 
+def _refuse_too_many_values(body: bytes) -> None:
+    """Refuses what would take seconds and hundreds of megabytes to parse, before it is parsed."""
+    # Every value has a comma before it or opens an object or list, so there are no more of them than of these.
+    if len(body) > MAX_VALUES and sum(map(body.count, (b",", b"{", b"["))) > MAX_VALUES:
+        message = f"the request body has more than {MAX_VALUES} commas and opening brackets; send less in one request"
+        raise _invalid(None, message)
+
+
+def _too_many_fields() -> RequestRefusedError:
+    return _invalid(None, f"an object of the request has more than {MAX_FIELDS} fields; send fewer")
+
+
 def _members(body: bytes, opening: int) -> Iterator[tuple[str, int]]:
-    """Each key of the object that opens at `opening`, in order, and where its value starts. `body` is valid JSON."""
-    depth = 0
-    for match in _TOKEN.finditer(body, opening + 1):
-        token = match.group()
-        if token in (b"{", b"["):
-            depth += 1
-        elif token in (b"}", b"]"):
-            if depth == 0:
-                return
-            depth -= 1
-        elif depth == 0:
-            colon = _COLON.match(body, match.end())
-            if colon is not None:
-                yield orjson.loads(token), colon.end()
+    """Each key of the object that opens at `opening`, in order, and where its value starts. `body` is valid JSON.
+
+    Only ASCII keys are read as they are. Raises `RequestRefusedError` for more than `MAX_FIELDS` members.
+    """
+    # One character a byte: what is found in the text is there in the body too.
+    text = body.decode("latin-1")
+    at = _past_space(text, opening + 1)
+    count = 0
+    while text[at] != "}":
+        count += 1
+        if count > MAX_FIELDS:
+            raise _too_many_fields()
+        key, at = _SKIM.raw_decode(text, at)
+        start = _past_space(text, _past_space(text, at) + 1)
+        yield key, start
+        try:
+            _, at = _SKIM.raw_decode(text, start)
+        except RecursionError as error:
+            raise _invalid(None, "the request body is nested too deeply; nest it less") from error
+        at = _past_space(text, at)
+        if text[at] == ",":
+            at = _past_space(text, at + 1)
+
+
+def _past_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    assert space is not None, "it matches nothing, too"
+    return space.end()
 
 
 # ---- what can't be bounded or priced --------------------------------------------------------------------------------
@@ -195,6 +239,8 @@ def _refuse_unpriced(fields: Fields) -> None:
         return
     if not isinstance(tools, list):
         raise _invalid("tools", "tools must be a list")
+    if len(tools) > MAX_TOOLS:
+        raise _invalid("tools", f"tools has {len(tools)} entries; send at most {MAX_TOOLS}")
     for tool in tools:
         if not isinstance(tool, dict):
             raise _invalid("tools", "each of tools must be an object")
@@ -207,7 +253,10 @@ def _read_content(fields: Fields) -> tuple[int, tuple[str, ...]]:
     messages = fields.get("messages")
     if not isinstance(messages, list):
         raise _invalid("messages", "messages must be a list")
+    if len(messages) > MAX_MESSAGES:
+        raise _invalid("messages", f"messages has {len(messages)} entries; send at most {MAX_MESSAGES}")
     images = 0
+    parts = 0
     hears = False
     for message in messages:
         if not isinstance(message, dict):
@@ -216,6 +265,9 @@ def _read_content(fields: Fields) -> tuple[int, tuple[str, ...]]:
             raise _unpriced("messages", "the length of an earlier spoken answer can't be seen here; send its text")
         content = message.get("content")
         if isinstance(content, list):
+            parts += len(content)
+            if parts > MAX_PARTS:
+                raise _invalid("messages", f"messages has more than {MAX_PARTS} content parts; send fewer")
             for part in content:
                 image, audio = _read_part(part)
                 images += image
