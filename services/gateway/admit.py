@@ -238,7 +238,7 @@ class Admitter:
     async def _record(self, attempt: "_Attempt", bound: Bound, admitted: Admitted) -> None:
         reservation = Reservation(
             transaction_id=attempt.transaction_id,
-            time_ms=time.time_ns() // 1_000_000,
+            time_ms=admitted.now_ms,  # the fold compares it with other instants of the hot state's clock
             facts=attempt.facts,
             estimate_mode="strict",
             input_tokens_bound=bound.input_tokens,
@@ -275,13 +275,16 @@ class Admitter:
         message = (
             f"budget {first.budget_id} of {first.scope} has ${format_usd(first.remaining_nano)} left of "
             f"${format_usd(first.limit_nano)}, and this call could cost up to ${format_usd(bound.amount_nano)}; "
-            f"it resets at {resets_at}"
         )
-        wait_ms = max(each.resets_at_ms for each in answer.exhausted) - answer.now_ms
-        fits_later = all(each.limit_nano >= bound.amount_nano for each in answer.exhausted)
-        headers: tuple[tuple[bytes, bytes], ...] = ((b"x-should-retry", b"false"),)
-        if fits_later and wait_ms <= _SHORT_WAIT_MS:
-            headers += ((b"retry-after", b"%d" % max(1, -(-wait_ms // 1000))),)
+        # Holds end in milliseconds to minutes: the window's end would be a wrong thing to wait for.
+        is_held_up = all(each.limit_nano - each.spent_nano >= bound.amount_nano for each in answer.exhausted)
+        headers: tuple[tuple[bytes, bytes], ...]
+        if is_held_up:
+            message += f"${format_usd(first.held_nano)} is held by other calls and may come free shortly"
+            headers = ((b"retry-after", b"1"),)
+        else:
+            message += f"it resets at {resets_at}"
+            headers = ((b"x-should-retry", b"false"), *_worth_waiting(answer, bound.amount_nano))
         fields = {
             "budget_id": first.budget_id,
             "scope": first.scope,
@@ -337,6 +340,14 @@ class Admitter:
             fields={**(fields or {}), "transaction_id": attempt.transaction_id},
             headers=(*headers, transaction),
         )
+
+
+def _worth_waiting(answer: Refused, amount_nano: int) -> tuple[tuple[bytes, bytes], ...]:
+    """``Retry-After``, when every budget in the way turns soon and has room for the call then."""
+    wait_ms = max(each.resets_at_ms for each in answer.exhausted) - answer.now_ms
+    if wait_ms > _SHORT_WAIT_MS or any(each.limit_nano < amount_nano for each in answer.exhausted):
+        return ()
+    return ((b"retry-after", b"%d" % max(1, -(-wait_ms // 1000))),)
 
 
 @dataclass(slots=True)

@@ -90,7 +90,8 @@ class Delivery:
         except UnavailableError:
             settled = self._settle(complete=False)
             self._log_break()
-            refusal = RefusedError(502, "vendor_unreachable", self._broke_off())
+            fields = {"transaction_id": self._call.transaction_id}
+            refusal = RefusedError(502, "vendor_unreachable", self._broke_off(), fields=fields)
             headers = self._names.of_call(self._call, self._retry_count, settled)
             await send_refusal(self._send, self._dialect, refusal, headers)
             return

@@ -51,6 +51,7 @@ async def test_a_call_is_held_and_recorded_before_its_vendor_sees_it(there: Worl
     assert reservation.facts.identity.agent == "ada"
     assert (reservation.facts.vendor, reservation.facts.route) == ("openai", "chat.completions")
     assert (reservation.facts.model_priced, reservation.facts.match) == ("gpt-4o-mini", "exact")
+    assert reservation.time_ms == there.clock.now_ms, "the hot state's clock, not this host's"
     assert reservation.expires_at_ms == there.clock.now_ms + there.org.snapshot.hold_ms
     assert reservation.output_tokens_bound == 100
     there.vendor.head_at.set()
@@ -181,10 +182,25 @@ async def test_a_budget_that_resets_soon_says_when_to_retry(there: World) -> Non
     await there.sync()
     there.answer(ScriptedAnswer([OK]))
     assert (await there.call()).status == 200
+    for figures in there.hot_state.store.state(there.org.name).windows.values():
+        figures.spent_nano, figures.held_nano = figures.held_nano, 0  # as once it is folded, had it cost all it might
     client = await there.call()
-    assert_refused(client, 402, "budget_exhausted")
+    assert_refused(client, 402, "budget_exhausted", "it resets at")
     assert client.header("retry-after") == "11"
     assert client.header("x-should-retry") == "false"
+
+
+async def test_a_budget_that_is_only_held_up_says_to_come_back_shortly(there: World) -> None:
+    """The same budget a moment later has room: nobody should wait for its window's end, or never ask again."""
+    await there.org.set_budget("0.0002", "team", "ml", CalendarWindow("month", "UTC"))
+    await there.sync()
+    there.answer(ScriptedAnswer([OK]))
+    assert (await there.call()).status == 200
+    client = await there.call()
+    assert_refused(client, 402, "budget_exhausted", "is held by other calls")
+    assert client.header("retry-after") == "1"
+    assert client.header("x-should-retry") is None
+    assert "it resets at" not in client.json()["error"]["message"]
 
 
 async def test_waiting_is_not_advised_where_it_does_not_help(there: World) -> None:

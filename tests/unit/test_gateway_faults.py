@@ -66,6 +66,7 @@ async def test_a_vendor_that_hangs_up_in_a_whole_answer_is_a_502_and_charged_for
     settlement = there.settlement()
     assert (settlement.outcome, settlement.usage_source) == ("partial", "estimated")
     assert client.header("x-spend-cost") == format_usd(settlement.cost_nano)
+    assert client.json()["error"]["transaction_id"] == settlement.transaction_id
     assert settlement.cost_nano > 0
 
 
