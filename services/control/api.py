@@ -58,7 +58,13 @@ class BodyLimit:
 
 def build_api() -> FastAPI:
     """The API. Whoever serves it sets ``app.state.context`` first."""
-    app = FastAPI(title="Farthing management API", version=__version__, redirect_slashes=False)
+    app = FastAPI(
+        title="Farthing management API",
+        version=__version__,
+        redirect_slashes=False,
+        # FastAPI would trace every probe and dependency; the spans of a call are ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     errors.install(app)
     app.add_middleware(BodyLimit)
     documented: dict[int | str, dict[str, Any]] = {
