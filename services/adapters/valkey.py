@@ -45,12 +45,35 @@ _PIPELINED: Final = 1000
 _GENERATION: Final = "control:generation"
 
 
+class UnsafeHotStateError(RuntimeError):
+    """The server's settings could lose an org's spend without a trace."""
+
+
 class ValkeyHotState:
     """`ports.HotState`: every method is one round trip, but for `release`, `claim_due`, `apply` of many and `load`."""
 
     def __init__(self, connection: ValkeyConnection) -> None:
         self._connection = connection
         self._scripts = load_scripts()
+
+    async def check_safe(self) -> None:
+        """Raises `UnsafeHotStateError` when the server may evict keys or is a Redis Cluster.
+
+        And `UnavailableError` when it does not say: ask again.
+        """
+        memory, cluster = await self._connection.execute_all([("INFO", "memory"), ("INFO", "cluster")])
+        settings = dict(line.split(b":", 1) for line in (memory + cluster).split(b"\r\n") if b":" in line)
+        policy = settings.get(b"maxmemory_policy", b"unknown")
+        if policy != b"noeviction" and settings.get(b"maxmemory") != b"0":
+            raise UnsafeHotStateError(
+                f"the hot state may evict keys (maxmemory-policy {policy.decode()}), and an evicted budget would read "
+                "as nothing spent; set maxmemory-policy noeviction"
+            )
+        if settings.get(b"cluster_enabled") == b"1":
+            raise UnsafeHotStateError(
+                "the hot state is a Redis Cluster, which is not supported yet (no MOVED redirection is followed); "
+                "use one server, with replicas if you like"
+            )
 
     async def reserve(self, request: HoldRequest) -> ReserveAnswer:
         """See the port."""
@@ -146,9 +169,15 @@ class ValkeyHotState:
         return bool(await self._run("load", call.keys, call.arguments))
 
     async def epochs(self, orgs: Sequence[str]) -> Mapping[str, str | None]:
-        """See the port."""
-        answers = await self._connection.execute_all([("GET", org_key(org, "epoch")) for org in orgs])
-        return {org: None if answer is None else answer.decode() for org, answer in zip(orgs, answers, strict=True)}
+        """See the port. The server keeps `<epoch>@<when it was loaded>`."""
+        answers: list[bytes | None] = []
+        for first in range(0, len(orgs), _PIPELINED):
+            keys = [org_key(org, "epoch") for org in orgs[first : first + _PIPELINED]]
+            answers += await self._connection.execute_all([("GET", key) for key in keys])
+        return {
+            org: None if answer is None else answer.decode().partition("@")[0]
+            for org, answer in zip(orgs, answers, strict=True)
+        }
 
     async def fold_fences(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
         """See the port."""
@@ -226,7 +255,7 @@ class ValkeyDirectory:
         )
         if generation is None:
             raise UnavailableError("the hot state is bare: control has yet to publish keys into it")
-        return KeyRecord(**json.loads(body)) if body else None
+        return _key_record(json.loads(body)) if body else None
 
     async def snapshot(self, org: str) -> bytes | None:
         """See the port."""
@@ -313,6 +342,10 @@ def _add_hold(call: Call, name: str, hold: Hold) -> None:
 def _key_body(record: KeyRecord) -> bytes:
     fields = {"key_id": record.key_id, "org": record.org, "role": record.role, "pins": dict(record.pins)}
     return json.dumps(fields).encode()
+
+
+def _key_record(fields: dict[str, Any]) -> KeyRecord:
+    return KeyRecord(fields["key_id"], fields["org"], fields["role"], fields["pins"])
 
 
 def _fold_key(place: TopicPartition) -> str:

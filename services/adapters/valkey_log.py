@@ -74,7 +74,8 @@ return bounds
 """
 )
 
-# KEYS: a stream. ARGV: retention in ms, and how many entries to drop at most. Answers how many it dropped.
+# KEYS: a stream. ARGV: retention in ms, how many entries to drop at most, and the first offset to keep whatever its
+# age. Answers how many it dropped.
 _TRIM: Final = (
     _LAST_ID
     + """
@@ -82,7 +83,7 @@ local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 if not first then return 0 end
 local oldest = tonumber(string.match(first[1], '^%d+'))
 local cutoff = now_ms() - tonumber(ARGV[1])
-local low, high = oldest, math.min(oldest + tonumber(ARGV[2]), last_id(KEYS[1]) + 1)
+local low, high = oldest, math.min(oldest + tonumber(ARGV[2]), tonumber(ARGV[3]) + 1, last_id(KEYS[1]) + 1)
 while low < high do
   local middle = math.floor((low + high) / 2)
   local id = string.format('%d-0', middle)
@@ -176,10 +177,12 @@ class ValkeyLog:
                 await self._check_within(positions)
             yield batch
 
-    async def trim_expired(self) -> int:
+    async def trim_expired(self, bounds: Mapping[TopicPartition, int]) -> int:
         """Drops messages that are older than their topic's retention; answers how many.
 
-        Nothing else bounds this log's size: the process that runs it calls this every minute or so.
+        `bounds` has the first offset that each partition must keep whatever its age: what someone has yet to read. A
+        partition without a bound keeps everything. Nothing else bounds this log's size: the process that runs it calls
+        this every minute or so.
         """
         dropped = 0
         with _unavailable():
@@ -187,9 +190,11 @@ class ValkeyLog:
             for name, packed in topics.items():
                 declaration = orjson.loads(packed)
                 for number in range(declaration["partitions"]):
-                    stream = _stream(TopicPartition(name.decode(), number))
-                    arguments = [declaration["retention_ms"], TRIM_MESSAGES]
-                    while some := int(await self._trim(keys=[stream], args=arguments)):
+                    place = TopicPartition(name.decode(), number)
+                    if place not in bounds:
+                        continue
+                    arguments = [declaration["retention_ms"], TRIM_MESSAGES, bounds[place]]
+                    while some := int(await self._trim(keys=[_stream(place)], args=arguments)):
                         dropped += some
         return dropped
 

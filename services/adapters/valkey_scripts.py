@@ -10,7 +10,14 @@ from typing import Any, Final
 
 from services.adapters.valkey_connection import Argument, RefusedError, ValkeyConnection
 from services.core.budgets import Charge, Proposal
-from services.core.hotstate import CLAIM_MS, EXPIRY_PRODUCER, MAX_FIGURE, TOMBSTONE_MS, WINDOW_GRACE_MS
+from services.core.hotstate import (
+    CLAIM_MS,
+    CLOCK_MARGIN_MS,
+    EXPIRY_PRODUCER,
+    MAX_FIGURE,
+    TOMBSTONE_MS,
+    WINDOW_GRACE_MS,
+)
 from services.core.windows import CalendarSpan, Span, parse_span
 
 _NAMES: Final = ("reserve", "release", "claim", "peek", "apply", "load", "clear", "publish", "announce", "forward")
@@ -20,6 +27,7 @@ _HEAD: Final = (
     "#!lua\n"
     f"local MAX_FIGURE, EXPIRY_PRODUCER = '{MAX_FIGURE}', '{EXPIRY_PRODUCER}'\n"
     f"local WINDOW_GRACE_MS, TOMBSTONE_MS, CLAIM_MS = {WINDOW_GRACE_MS}, {TOMBSTONE_MS}, {CLAIM_MS}\n"
+    f"local CLOCK_MARGIN_MS = {CLOCK_MARGIN_MS}\n"
 )
 _CHARGE_END: Final = '"]'
 

@@ -19,19 +19,19 @@ from services.adapters.kafka import KafkaLog
 from services.adapters.ledger_http import HttpLedgerView
 from services.adapters.secrets import Secrets, load_master_key
 from services.adapters.topics import load_topics
-from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
+from services.adapters.valkey import UnsafeHotStateError, ValkeyDirectory, ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
 from services.adapters.valkey_log import ValkeyLog
 from services.aggregator.fences import Fences
 from services.aggregator.folder import Folder
 from services.aggregator.observe import FoldResult
-from services.aggregator.patience import Patience, or_end_process
+from services.aggregator.patience import Patience, end_process, or_end_process
 from services.aggregator.quiet import OneLineAMinute
 from services.aggregator.reading import FOLDED_TOPICS, folded_places
 from services.aggregator.reaper import Reaper
 from services.aggregator.rebuild import Rebuilder
-from services.aggregator.stream import fold_stream
-from services.core.ports import Incoming, TopicPartition
+from services.aggregator.stream import fold_stream, trim_bounds
+from services.core.ports import HotState, Incoming, LedgerView, TopicPartition
 
 _log = structlog.get_logger("farthing.aggregator")
 
@@ -74,13 +74,17 @@ async def _serve(settings: Settings) -> None:
     rebuilder = Rebuilder(log, hot, ledger, directory, fences, observer, lambda: str(ULID()))
     folder = Folder(log, hot, fences, rebuilder, observer, patience)
     reaper = Reaper(log, hot, directory, observer)
+    try:
+        await patience.until_answered("hot state", hot.check_safe)
+    except UnsafeHotStateError as error:
+        end_process("aggregator_can_not_run", reason=str(error))
     await fences.prepare(places)
     side_work = [
         patience.every(settings.poll_interval_s, "rebuild", rebuilder.rebuild_cold),
         patience.every(settings.reap_interval_s, "expiry", reaper.reap),
     ]
     if isinstance(log, ValkeyLog):
-        side_work.append(patience.every(TRIM_INTERVAL_S, "retention", log.trim_expired))
+        side_work.append(patience.every(TRIM_INTERVAL_S, "retention", lambda: _trim(log, hot, ledger)))
     if settings.kafka:
         from services.aggregator.faust_app import fold_with_faust  # takes a second, which an embedded start can save
 
@@ -91,6 +95,10 @@ async def _serve(settings: Settings) -> None:
     await _until_stopped(fold, side_work, stopping)
     for resource in (ledger, hot, log):
         await resource.close()
+
+
+async def _trim(log: ValkeyLog, hot: HotState, ledger: LedgerView) -> None:
+    await log.trim_expired(await trim_bounds(log, hot, ledger))
 
 
 async def _until_stopped(fold: Awaitable[None], side_work: Sequence[Awaitable[None]], stopping: asyncio.Event) -> None:

@@ -8,8 +8,17 @@ import structlog
 from services.aggregator.fences import FenceMovedBackError, Fences
 from services.aggregator.folder import Folder
 from services.aggregator.patience import FIRST_DELAY_S, Patience
-from services.aggregator.reading import reading
-from services.core.ports import EventLog, GoneError, Incoming, TopicPartition, UnavailableError
+from services.aggregator.reading import FOLDED_TOPICS, folded_places, reading
+from services.core.events import Denial
+from services.core.ports import (
+    EventLog,
+    GoneError,
+    HotState,
+    Incoming,
+    LedgerView,
+    TopicPartition,
+    UnavailableError,
+)
 
 _log = structlog.get_logger("farthing.aggregator")
 
@@ -38,6 +47,29 @@ async def fold_stream(
         except (UnavailableError, GoneError, FenceMovedBackError) as error:
             _log.warning("reading_anew", reason=str(error))
             await patience.pause(FIRST_DELAY_S)
+
+
+async def trim_bounds(log: EventLog, hot: HotState, ledger: LedgerView) -> dict[TopicPartition, int]:
+    """The first offset to keep of each partition: below it, fold and ledger have read all that each of them reads.
+
+    Dead letters have no reader to wait for, so theirs is the end. A partition that a reader has no fence of is not in
+    the answer. Raises `UnavailableError` when one of them does not answer.
+    """
+    folded = await folded_places(log)
+    denied = await _places(log, Denial.TOPIC)
+    letters = [place for topic in (*FOLDED_TOPICS, Denial.TOPIC) for place in await _places(log, f"{topic}.dlq")]
+    stored = await ledger.next_offsets()
+    fences = await hot.fold_fences(folded)
+    bounds = {place: stored[place] for place in denied if place in stored}
+    for place in folded:
+        fence = fences[place]
+        if fence is not None and place in stored:
+            bounds[place] = min(fence, stored[place])
+    return bounds | dict(await log.end_offsets(letters))
+
+
+async def _places(log: EventLog, topic: str) -> list[TopicPartition]:
+    return [TopicPartition(topic, number) for number in range(await log.partitions(topic))]
 
 
 def by_partition(batch: Sequence[Incoming]) -> dict[TopicPartition, list[Incoming]]:

@@ -46,7 +46,10 @@ class ComponentCost:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """The most the call can cost is held against every budget in `charges`, until `expires_at_ms`."""
+    """The most the call can cost is held against every budget in `charges`, until `expires_at_ms`.
+
+    Both instants are of the hot state's clock: `time_ms` is when it admitted the call.
+    """
 
     TYPE: ClassVar[str] = "spend.reservation.created.v1"
     TOPIC: ClassVar[str] = "spend.reservations.v1"

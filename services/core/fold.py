@@ -12,6 +12,7 @@ from services.core.budgets import Charge
 from services.core.codec import encode_facts
 from services.core.events import Denial, Expiry, Reservation, Settlement, Stamped
 from services.core.hotstate import (
+    CLOCK_MARGIN_MS,
     EXPIRY_PRODUCER,
     TOMBSTONE_MS,
     Applied,
@@ -104,7 +105,7 @@ def load(state: OrgState, image: OrgImage, epoch: str, now_ms: int) -> bool:
                 hold.forget_at_ms = _forget_at_ms(hold.charges, hold.phase == "expired", now_ms)
     state.fences = dict(image.fences)
     state.producers = lasting_producers(image.producers)
-    state.epoch = epoch
+    state.epoch, state.loaded_at_ms = epoch, now_ms
     return True
 
 
@@ -143,7 +144,7 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
     hold = state.holds.get(step.reservation_id)
     was_claimed = False
     if step.kind == "restore":
-        if hold is None:
+        if hold is None and not _may_be_forgotten(state, step.time_ms, now_ms):
             restored = Hold(
                 step.amount_nano, step.charges, step.context, step.expires_at_ms, admitted_at_ms=step.time_ms
             )
@@ -168,6 +169,18 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
         phase="settled" if step.kind == "settle" else "expired",
         booked_nano=step.amount_nano,
         forget_at_ms=_forget_at_ms(hold.charges, may_end_again, now_ms),
+    )
+
+
+def _may_be_forgotten(state: OrgState, admitted_at_ms: int, now_ms: int) -> bool:
+    """Whether an unknown hold of that age may have ended in this state: to restore it would charge its call twice.
+
+    A hold from before the state was loaded never was in it. A young one can't have been forgotten yet, so the server
+    must have lost it with its last writes.
+    """
+    surely_by_ms = admitted_at_ms - CLOCK_MARGIN_MS
+    return (
+        state.loaded_at_ms is not None and surely_by_ms >= state.loaded_at_ms and now_ms >= surely_by_ms + TOMBSTONE_MS
     )
 
 

@@ -20,6 +20,8 @@ WINDOW_GRACE_MS: Final = 24 * 3_600_000
 TOMBSTONE_MS: Final = 3_600_000
 # An expired hold handed to one reaper is handed to another only after this long without its expiry being folded.
 CLAIM_MS: Final = 30_000
+# Two servers' clocks may be this far apart, where a replica takes over and carries on with what the other has written.
+CLOCK_MARGIN_MS: Final = 60_000
 # Figures are 64-bit integers. What would pass them stays at the bound, where every budget is full: the safe side.
 MAX_FIGURE: Final = 2**63 - 1
 # An expiry is published by a producer of its own, this prefix and the reservation's id, with the one sequence 1. No
@@ -83,9 +85,13 @@ class Ring:
 
 @dataclass(slots=True)
 class OrgState:
-    """Everything the hot state knows of one org. `epoch` None means cold: the figures below can't be trusted."""
+    """Everything the hot state knows of one org. `epoch` None means cold: the figures below can't be trusted.
+
+    `loaded_at_ms` is when it was loaded with its epoch; None for a state that was made otherwise.
+    """
 
     epoch: str | None = None
+    loaded_at_ms: int | None = None
     config_version: int = 0
     windows: dict[WindowSlot, Figures] = field(default_factory=dict)
     rings: dict[RingSlot, Ring] = field(default_factory=dict)
@@ -148,8 +154,9 @@ class FoldStep:
     """One event as the fold sees it: what it does to a hold, and its place in the log and in its producer's order.
 
     ``settle``: hold out, `amount_nano` spent, less what an expiry had booked. ``expire``: hold out, `amount_nano`
-    booked, unless the hold has ended. ``restore``: a reservation whose hold is unknown comes back (after a rebuild),
-    expiring at `expires_at_ms`.
+    booked, unless the hold has ended. ``restore``: a reservation whose hold is unknown comes back (after a rebuild, or
+    when the server lost its last writes), expiring at `expires_at_ms`; unless it was admitted at a `time_ms` since
+    when its hold may have ended in this state and been forgotten.
     """
 
     kind: Literal["settle", "expire", "restore"]

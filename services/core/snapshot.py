@@ -69,7 +69,10 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
 
 
 def decode_snapshot(value: bytes) -> Snapshot:
-    """The snapshot of `encode_snapshot` bytes. They come from control, not from a client: bad ones raise."""
+    """The snapshot of `encode_snapshot` bytes; fields that a newer control adds are passed over.
+
+    Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for anything else.
+    """
     fields: dict[str, Any] = json.loads(value)
     return Snapshot(
         org=fields["org"],
@@ -87,7 +90,13 @@ def decode_snapshot(value: bytes) -> Snapshot:
             )
             for each in fields["budgets"]
         ),
-        connections={each["vendor"]: Connection(**each) for each in fields["connections"]},
+        connections={each["vendor"]: _connection_of(each) for each in fields["connections"]},
+    )
+
+
+def _connection_of(fields: dict[str, Any]) -> Connection:
+    return Connection(
+        fields["vendor"], fields["dialect"], fields["base_url"], fields["sealed_key"], fields["prices_as"]
     )
 
 

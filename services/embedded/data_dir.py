@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any, Final
 
 FORMAT: Final = "1"
 _FORMAT_FILE: Final = "VERSION"
-_BEFORE_FORMAT: Final = ("lock", "VERSION.partial")  # what a start that was killed early may leave
+_LOCK_FILE: Final = "lock"
+_BEFORE_FORMAT: Final = (_LOCK_FILE, "VERSION.partial")  # what a start that was killed early may leave
 _INSTANCE_FILE: Final = "instance.json"
 _ADMIN_KEY_FILE: Final = Path("secrets", "admin.key")
+_LOCK_PATIENCE_S: Final = 0.1  # a CLI that looks whether an instance runs has the lock for a moment
 _ENGINE_NAMES: Final = ("hotstate", "log", "postgres")
 
 
@@ -49,9 +52,11 @@ class DataDir:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_contents(path)
-            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            lock = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
             data = cls(path, lock)
             data._take_lock()
+            # What an instance that was killed has left would lead the CLI, and its key, to an address it has lost.
+            (path / _INSTANCE_FILE).unlink(missing_ok=True)
             data._lay_out()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
@@ -123,11 +128,15 @@ class DataDir:
         write_private(self.path / _INSTANCE_FILE, json.dumps(asdict(instance), indent=2) + "\n")
 
     def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise UpError(_in_use(self.path)) from error
+        give_up_s = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > give_up_s:
+                    os.close(self._lock)
+                    raise UpError(_in_use(self.path)) from error
+            time.sleep(0.01)
 
     def _lay_out(self) -> None:
         version = self.path / _FORMAT_FILE
@@ -139,13 +148,17 @@ class DataDir:
 
 
 def read_instance(path: Path) -> Instance | None:
-    """The instance that runs on the data directory at `path`; None when none does."""
+    """The instance that runs on the data directory at `path`; None when none does.
+
+    It runs as long as its lock is held: its process id may be another process's by now.
+    """
+    if not _is_locked(path):
+        return None
     try:
         fields: dict[str, Any] = json.loads((path / _INSTANCE_FILE).read_text())
     except FileNotFoundError:
         return None
-    instance = Instance(**fields)
-    return instance if _is_alive(instance.pid) else None
+    return Instance(**fields)
 
 
 def read_admin_key(path: Path) -> str | None:
@@ -188,11 +201,15 @@ def _in_use(path: Path) -> str:
     return f"Farthing already runs on the data directory {path}{pid}. Stop it first, or pick another with --data-dir."
 
 
-def _is_alive(pid: int) -> bool:
+def _is_locked(path: Path) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        lock = os.open(path / _LOCK_FILE, os.O_RDONLY)
+    except FileNotFoundError:
         return False
-    except PermissionError:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    return True
+    finally:
+        os.close(lock)
+    return False

@@ -13,6 +13,7 @@ from typing import Final
 
 from services.embedded import launch
 from services.embedded.console import Lines
+from services.embedded.data_dir import UpError
 
 _LAUNCHER: Final = str(Path(launch.__file__).absolute())
 _READY_POLL_S: Final = 0.05
@@ -84,23 +85,36 @@ class ManagedProcess:
         return max(0, self.deaths - (self.pid is None))
 
     async def run(self) -> None:
-        """Starts the child, and again after each end, waiting longer each time until it holds; returns after `stop`."""
+        """Starts the child, and again after each end, waiting longer each time until it holds; returns after `stop`.
+
+        Raises the `UpError` of a preparation only before the first start, when it is the whole start's failure.
+        """
         delay_s = _FIRST_DELAY_S
         while not self.stopping:
             started = time.monotonic()
-            await self._run_once()
+            try:
+                await self._run_once()
+                ending = f"ended ({self._ending()})"
+            except Exception as error:  # whatever it was: without this loop nothing starts the child again
+                if isinstance(error, UpError) and self._process is None:
+                    raise
+                await self._end_child()
+                ending = f"could not be run ({type(error).__name__}: {error})"
             if self._is_stopping():
                 return
             self.deaths += 1
             if time.monotonic() - started > _STEADY_S:
                 delay_s = _FIRST_DELAY_S
-            self._say(f"ended ({self._ending()}); starting again in {delay_s:.1f} s")
+            self._say(f"{ending}; starting again in {delay_s:.1f} s")
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 
     async def stop(self) -> None:
         """Asks the child to end, and kills it when its grace is over."""
         self.stopping = True
+        await self._end_child()
+
+    async def _end_child(self) -> None:
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -129,9 +143,9 @@ class ManagedProcess:
             start_new_session=True,  # A Ctrl-C in the terminal is the supervisor's to pass on, in order.
         )  # fmt: skip
         self._process = process
-        self.on_spawn(self.spec.name, process.pid)
         readiness = asyncio.create_task(self._watch_readiness())
         try:
+            self.on_spawn(self.spec.name, process.pid)
             await asyncio.gather(self._feed(process), self._pump(process))
             await process.wait()
         finally:
@@ -155,7 +169,7 @@ class ManagedProcess:
                 continue
             if not line:
                 return
-            self.lines.write(line.decode(errors="replace").rstrip())
+            self._write(line.decode(errors="replace").rstrip())
 
     async def _watch_readiness(self) -> None:
         while True:
@@ -169,7 +183,11 @@ class ManagedProcess:
         return self.stopping
 
     def _say(self, text: str) -> None:
-        self.lines.write(f"{self.spec.name} {text}", shown=True)
+        self._write(f"{self.spec.name} {text}", shown=True)
+
+    def _write(self, line: str, *, shown: bool = False) -> None:
+        with contextlib.suppress(OSError):  # A console that is full or gone is no reason to end the child.
+            self.lines.write(line, shown=shown)
 
     def _ending(self) -> str:
         code = self._process.returncode if self._process is not None else None

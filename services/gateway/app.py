@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Final
 
 import httpx
@@ -37,6 +37,7 @@ _FINISH_S: Final = 6
 _DRAIN_S: Final = 2.0
 _GAUGE_INTERVAL_S: Final = 1.0
 _TOPICS_RETRY_S: Final = 1.0
+_HOT_STATE_RETRY_S: Final = 0.2
 
 
 def run(settings: Settings) -> None:
@@ -78,11 +79,12 @@ async def _serve(settings: Settings, secrets: Secrets, outbox: SqliteOutbox, lis
         outbox, event_log, on_published=telemetry.PUBLISHED.inc, on_failure=_failing("publishing_failed")
     )
     connection = ValkeyConnection(settings.redis_url)
+    hot_state = ValkeyHotState(connection)
     vendors = HttpxTransport()
     relay_transport = httpx.AsyncHTTPTransport()
     ports = Ports(
         directory=ValkeyDirectory(connection),
-        hot_state=ValkeyHotState(connection),
+        hot_state=hot_state,
         outbox=_WakingOutbox(outbox, publisher.wake),
         vendors=vendors,
         relay_transport=relay_transport,
@@ -97,7 +99,8 @@ async def _serve(settings: Settings, secrets: Secrets, outbox: SqliteOutbox, lis
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, server)
     try:
-        await _run_until_stopped(server, listener, assembly, publisher, event_log, outbox)
+        polling = _poll(hot_state, assembly)
+        await _run_until_stopped(server, listener, assembly, polling, publisher, event_log, outbox)
     finally:
         await vendors.close()
         await relay_transport.aclose()
@@ -109,13 +112,14 @@ async def _run_until_stopped(
     server: Server,
     listener: socket.socket,
     assembly: Assembly,
+    polling: Coroutine[None, None, None],
     publisher: Publisher,
     event_log: EventLog,
     outbox: SqliteOutbox,
 ) -> None:
     """Serves, polls and publishes; raises what ended any of them but the server's own orderly end."""
     beside = {
-        asyncio.create_task(assembly.snapshots.run()),
+        asyncio.create_task(polling),
         asyncio.create_task(_publish(event_log, publisher)),
         asyncio.create_task(_keep_gauges(outbox, assembly)),
     }
@@ -134,6 +138,23 @@ async def _run_until_stopped(
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
+
+
+async def _poll(hot_state: ValkeyHotState, assembly: Assembly) -> None:
+    """Checks the hot state once it is there (raises `UnsafeHotStateError`), then polls it for ever."""
+    reachable = True
+    while True:
+        try:
+            await hot_state.check_safe()
+            if not reachable:
+                log.info("hot_state_back")
+            break
+        except UnavailableError as error:
+            if reachable:
+                log.warning("hot_state_lost", reason=str(error))
+            reachable = False
+            await asyncio.sleep(_HOT_STATE_RETRY_S)
+    await assembly.snapshots.run()
 
 
 async def _publish(event_log: EventLog, publisher: Publisher) -> None:

@@ -10,12 +10,18 @@ import structlog
 
 from services.core.budgets import BudgetIndex
 from services.core.ports import Directory, UnavailableError
-from services.core.pricing import Catalog, decode_catalog
+from services.core.pricing import Catalog, CatalogError, decode_catalog
 from services.core.snapshot import Snapshot, decode_snapshot
 
 log = structlog.get_logger()
 
 _CATALOGS_KEPT: Final = 8
+_REMEDY: Final = "run the gateway in the release of control"
+_MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError)
+
+
+class UnreadableError(UnavailableError):
+    """What control has published can't be read by this gateway: it is damaged, or a newer control's."""
 
 
 class HotClock:
@@ -58,6 +64,7 @@ class Snapshots:
         self._views: dict[str, OrgView] = {}
         self._loading: dict[str, asyncio.Task[OrgView]] = {}
         self._catalogs: dict[str, Catalog] = {}
+        self._unreadable: dict[str, int] = {}
         self._generation: int | None = None
         self._outdated = True
         self._seen_s: float | None = None
@@ -78,8 +85,8 @@ class Snapshots:
         return view if view is not None else await self._load(org)
 
     def hint(self, view: OrgView, config_version: int) -> None:
-        """Tells of a version seen elsewhere; a newer one than the view's is fetched at once."""
-        if config_version > view.snapshot.version:
+        """Tells of a version seen elsewhere; a newer one than the view's is fetched at once, if it can be read."""
+        if config_version > max(view.snapshot.version, self._unreadable.get(view.snapshot.org, 0)):
             self._outdated = True
             self._wake.set()
 
@@ -126,7 +133,16 @@ class Snapshots:
                 self._views.pop(org, None)
             elif view is None or view.snapshot.version != published[org]:
                 # A load that was under way may have begun before the publication.
-                outdated |= (await self._load(org)).snapshot.version < published[org]
+                joins = org in self._loading
+                try:
+                    outdated |= (await self._load(org)).snapshot.version < published[org]
+                except UnreadableError as error:
+                    if joins:
+                        outdated = True
+                        continue
+                    # Reading it again changes nothing: the next publication is the next try, for this org alone.
+                    self._unreadable[org] = published[org]
+                    log.error("publication_unreadable", org=org, config_version=published[org], reason=str(error))
         return outdated
 
     async def _load(self, org: str) -> OrgView:
@@ -141,8 +157,12 @@ class Snapshots:
         body = await self._directory.snapshot(org)
         if body is None:
             raise UnavailableError(f"org {org} has not been published")
-        snapshot = decode_snapshot(body)
-        view = OrgView(snapshot, BudgetIndex(snapshot.budgets), await self._catalog(snapshot.catalog_version))
+        try:
+            snapshot = decode_snapshot(body)
+            budgets = BudgetIndex(snapshot.budgets)
+        except _MALFORMED as error:
+            raise UnreadableError(f"the snapshot of org {org} can't be read: {error!r}; {_REMEDY}") from error
+        view = OrgView(snapshot, budgets, await self._catalog(snapshot.catalog_version))
         self._views[org] = view
         return view
 
@@ -152,7 +172,10 @@ class Snapshots:
             body = await self._directory.catalog(version)
             if body is None:
                 raise UnavailableError(f"price catalog {version} has not been published")
-            catalog = self._catalogs[version] = decode_catalog(body)
+            try:
+                catalog = self._catalogs[version] = decode_catalog(body)
+            except CatalogError as error:
+                raise UnreadableError(f"price catalog {version} can't be read: {error}; {_REMEDY}") from error
             while len(self._catalogs) > _CATALOGS_KEPT:
                 del self._catalogs[next(iter(self._catalogs))]
         return catalog

@@ -249,6 +249,19 @@ async def test_engines_that_stop_answering_are_waited_out(
     assert aggregator.is_running()
 
 
+async def test_a_hot_state_that_may_evict_is_refused_at_start(rig: Rig, aggregator: AggregatorProcess) -> None:
+    await aggregator.terminate()
+    rig.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru", "maxmemory", "1gb")
+    try:
+        refused = rig.station.spawn()
+        assert await refused.exit_code() == 70
+    finally:
+        rig.command("CONFIG", "SET", "maxmemory-policy", "noeviction", "maxmemory", "0")
+    last = refused.lines()[-1]
+    assert last["event"] == "aggregator_can_not_run"
+    assert "maxmemory-policy allkeys-lru" in last["reason"]
+
+
 async def test_told_to_stop_while_nothing_answers_it_stops(
     rig: Rig, aggregator: AggregatorProcess, engines: Engines
 ) -> None:

@@ -16,6 +16,7 @@ from services.control.keys.service import NewKey, make_key
 from services.control.orgs import queries as org_queries
 from services.core.budgets import Charge
 from services.core.hotstate import Hold, OrgImage
+from services.core.identity import hash_key
 from services.core.windows import CalendarWindow, span_at
 from tests.support.control import Away, Control, running_control
 
@@ -123,6 +124,37 @@ async def test_teams_and_agents_a_key_names_are_made_on_the_way(control: Control
     agents = {each["name"]: each["team"] for each in (await control.ask("GET", "agents"))["agents"]}
     assert teams == ["default", "ml"]
     assert agents == {"ada": "ml", "bob": "ml", "default": "default"}
+
+
+async def test_an_agents_keys_follow_it_into_its_team(control: Control) -> None:
+    made = await control.ask("POST", "keys", {"agent": "bot", "environment": "prod"})
+    revoked = await control.ask("POST", "keys", {"agent": "bot"})
+    await control.ask("DELETE", f"keys/{revoked['key_id']}")
+    unconcerned = [await control.ask("POST", "keys", body) for body in ({"agent": "ada"}, {"user": "bot"})]
+    other = await other_org(control)
+    theirs = await control.ask("POST", "keys", {"agent": "bot"}, key=other)
+    hashed = hash_key(made["key"], control.secrets.pepper)
+    before = await control.directory.find_key(hashed)
+    assert before is not None
+    assert before.pins == {"agent": "bot", "environment": "prod"}
+
+    await control.ask("PUT", "budgets", {"team": "ml", "agent": "bot", "limit_usd": "5", "window": "day"})
+    after = await control.directory.find_key(hashed)
+    assert after is not None
+    assert after.pins == {"team": "ml", "agent": "bot", "environment": "prod"}
+    keys = {each["key_id"]: each for each in (await control.ask("GET", "keys"))["keys"]}
+    assert keys[made["key_id"]]["team"] == "ml"
+    assert keys[revoked["key_id"]]["team"] is None
+    assert [keys[each["key_id"]]["team"] for each in unconcerned] == [None, None]
+    assert [each["team"] for each in (await control.ask("GET", "keys", key=other))["keys"]] == [None, None]
+    assert theirs["team"] is None
+    entries = (await control.ask("GET", "audit"))["entries"]
+    joined = [each for each in entries if each["action"] == "key.join_team"]
+    assert [(each["target"], each["before"], each["after"]) for each in joined] == [
+        (made["key_id"], {**before.pins, "team": None}, dict(after.pins))
+    ]
+    (placed,) = [each for each in entries if each["action"] == "agent.join_team"]
+    assert joined[0]["config_version"] == placed["config_version"], "one change"
 
 
 async def test_an_agents_key_is_pinned_to_its_team_and_to_no_other(control: Control) -> None:

@@ -226,6 +226,22 @@ async def test_without_engines_it_runs_and_is_not_ready(
     assert gateway.end(signal.SIGTERM) == 0
 
 
+async def test_a_hot_state_that_may_evict_ends_it_once_it_is_there(
+    gateway: GatewayProcess, key: str, tmp_path: Path
+) -> None:
+    server = ValkeyServer(tmp_path / "hot", options={"maxmemory": "1gb", "maxmemory-policy": "allkeys-lru"})
+    gateway.environment["FARTHING_REDIS_URL"] = server.url
+    gateway.start()
+    assert (await asyncio.to_thread(gateway.first_answer)).status_code == 503
+    with server:
+        assert gateway.process is not None
+        assert await asyncio.to_thread(gateway.process.wait, 30) == 70
+    words = gateway.last_words()
+    assert words["event"] == "gateway_can_not_run"
+    assert "maxmemory-policy allkeys-lru" in words["reason"]
+    assert "exception" not in words
+
+
 def test_without_a_master_key_it_says_so_and_ends(gateway: GatewayProcess) -> None:
     gateway.start()
     assert gateway.process is not None

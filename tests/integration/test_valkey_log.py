@@ -17,6 +17,7 @@ from tests.support.valkey import ValkeyServer
 TOPIC = TopicDeclaration("test.topic", 1, 60_000)
 PLACE = TopicPartition(TOPIC.name, 0)
 STREAM = "log:test.topic:0"
+ALL = {PLACE: 2**53 - 1}
 
 
 @pytest.fixture
@@ -69,14 +70,28 @@ async def test_a_server_that_could_lose_messages_is_refused(
 
 async def test_only_what_has_expired_is_trimmed(log: ValkeyLog, client: redis.Redis) -> None:
     await log.create_topics(load_topics())
-    assert await log.trim_expired() == 0
+    assert await log.trim_expired(ALL) == 0
     add_old(client, 7, 60_001)
     add_old(client, 2, 50_000)
     await log.publish([message(1)])
-    assert await log.trim_expired() == 7
+    assert await log.trim_expired(ALL) == 7
     assert await log.low_offsets([PLACE]) == {PLACE: 7}
     assert await log.end_offsets([PLACE]) == {PLACE: 10}
-    assert await log.trim_expired() == 0
+    assert await log.trim_expired(ALL) == 0
+
+
+async def test_what_has_yet_to_be_read_is_kept_whatever_its_age(
+    log: ValkeyLog, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(valkey_log, "TRIM_MESSAGES", 3)
+    add_old(client, 10, 60_001)
+    assert await log.trim_expired({}) == 0
+    assert await log.trim_expired({TopicPartition(TOPIC.name, 1): 10}) == 0
+    assert await log.trim_expired({PLACE: 0}) == 0
+    assert await log.low_offsets([PLACE]) == {PLACE: 0}
+    for bound, dropped in [(7, 7), (5, 0), (7, 0), (8, 1), (99, 2)]:
+        assert await log.trim_expired({PLACE: bound}) == dropped
+        assert await log.low_offsets([PLACE]) == {PLACE: min(max(bound, 7), 10)}
 
 
 async def test_trimming_goes_on_until_all_that_has_expired_is_gone(
@@ -84,7 +99,7 @@ async def test_trimming_goes_on_until_all_that_has_expired_is_gone(
 ) -> None:
     monkeypatch.setattr(valkey_log, "TRIM_MESSAGES", 10)
     add_old(client, 35, 60_001)
-    assert await log.trim_expired() == 35
+    assert await log.trim_expired(ALL) == 35
     assert await log.low_offsets([PLACE]) == await log.end_offsets([PLACE]) == {PLACE: 35}
 
 
@@ -92,7 +107,7 @@ async def test_offsets_go_on_after_everything_was_trimmed_and_the_server_was_kil
     server: ValkeyServer, log: ValkeyLog, client: redis.Redis
 ) -> None:
     add_old(client, 5, 60_001)
-    assert await log.trim_expired() == 5
+    assert await log.trim_expired(ALL) == 5
     client.bgrewriteaof()
     while client.info("persistence")["aof_rewrite_in_progress"] or client.info("persistence")["aof_rewrite_scheduled"]:
         pass
@@ -115,7 +130,7 @@ async def test_a_reader_that_fell_behind_the_retention_is_told(log: ValkeyLog, c
     add_old(client, 5, 60_001)
     async with aclosing(log.read({PLACE: 0}, max_messages=2)) as batches:  # type: ignore[type-var]
         assert [each.offset for each in await anext(batches)] == [0, 1]
-        assert await log.trim_expired() == 5
+        assert await log.trim_expired(ALL) == 5
         await log.publish([message(1)])
         with pytest.raises(GoneError, match=r"test\.topic\[0\]: offset 2 has been trimmed"):
             await anext(batches)

@@ -22,8 +22,10 @@ from services.core import fold
 from services.core import reserve as reserving
 from services.core.budgets import Budget, Charge, propose
 from services.core.hotstate import (
+    CLOCK_MARGIN_MS,
     EXPIRY_PRODUCER,
     MAX_FIGURE,
+    TOMBSTONE_MS,
     Cold,
     FoldStep,
     HoldRequest,
@@ -184,6 +186,35 @@ class TwinMachine(RuleBasedStateMachine):
         steps = tuple(self.step(place, first + number, data) for number in range(count))
         self.apply(place, steps, first + count)
 
+    @precondition(lambda self: self.state.loaded_at_ms is not None)
+    @rule(data=st.data(), chosen=budgets, loaded_off_ms=st.integers(-1, 1), forgotten_off_ms=st.integers(-1, 1))
+    def fold_late_reservation(
+        self, data: st.DataObject, chosen: list[Budget], loaded_off_ms: int, forgotten_off_ms: int
+    ) -> None:
+        """Of a call admitted about when the org was loaded, folded about when its ended hold would be forgotten."""
+        assert self.state.loaded_at_ms is not None
+        admitted_ms = self.state.loaded_at_ms + CLOCK_MARGIN_MS + loaded_off_ms
+        self.now_ms = max(self.now_ms, admitted_ms - CLOCK_MARGIN_MS + TOMBSTONE_MS + forgotten_off_ms)
+        self.set_clock()
+        place = self.place(data)
+        offset = self.ends[place]
+        self.names.append(f"txn_{len(self.names)}")
+        self.sequences["gw_1"] = self.sequences.get("gw_1", 0) + 1
+        charges = tuple(proposal.charge() for proposal in propose(chosen, self.now_ms))
+        reservation = FoldStep(
+            "restore",
+            offset,
+            "gw_1",
+            self.sequences["gw_1"],
+            self.names[-1],
+            7,
+            charges,
+            "{}",
+            self.now_ms,
+            admitted_ms,
+        )
+        self.apply(place, (reservation,), offset + 1)
+
     @precondition(lambda self: self.batches)
     @rule(data=st.data())
     def fold_again(self, data: st.DataObject) -> None:
@@ -236,7 +267,7 @@ class TwinMachine(RuleBasedStateMachine):
     @rule()
     def go_cold(self) -> None:
         self.execute("DEL", f"{{{ORG}}}:epoch")
-        self.state.epoch = None
+        self.state.epoch = self.state.loaded_at_ms = None
 
     @rule(knows_when=st.booleans())
     def rebuild_from_image(self, knows_when: bool) -> None:

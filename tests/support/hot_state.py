@@ -47,7 +47,8 @@ async def _keys(connection: ValkeyConnection, org: str) -> list[str]:
 async def _read_key(connection: ValkeyConnection, state: OrgState, key: str, name: str) -> None:
     kind, _, rest = name.partition(":")
     if name == "epoch":
-        state.epoch = (await connection.execute("GET", key)).decode()
+        state.epoch, _, loaded_at = (await connection.execute("GET", key)).decode().partition("@")
+        state.loaded_at_ms = int(loaded_at)
     elif name == "cfg":
         state.config_version = int(await connection.execute("HGET", key, "v"))
     elif name == "hx":

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -32,11 +32,16 @@ class ValkeyServer:
     """
 
     def __init__(
-        self, data_dir: Path, port: int | None = None, appendonly: Literal["no", "everysec", "always"] = "no"
+        self,
+        data_dir: Path,
+        port: int | None = None,
+        appendonly: Literal["no", "everysec", "always"] = "no",
+        options: Mapping[str, str] | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.port = port or free_port()
         self._appendonly = appendonly
+        self._options = options or {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -56,6 +61,7 @@ class ValkeyServer:
             "save": "",
             "appendonly": "no" if self._appendonly == "no" else "yes",
             "appendfsync": "everysec" if self._appendonly == "no" else self._appendonly,
+            **self._options,
         }
         command = [str(get_binary_path()), *(word for name, value in options.items() for word in (f"--{name}", value))]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -11,9 +11,10 @@ from structlog.testing import capture_logs
 from services.aggregator import patience as patience_module
 from services.aggregator.patience import Patience, StoppedError
 from services.aggregator.quiet import OneLineAMinute
-from services.aggregator.stream import fold_stream
+from services.aggregator.stream import fold_stream, trim_bounds
+from services.core.events import Denial
 from services.core.fold import OffsetGapError
-from services.core.ports import UnavailableError
+from services.core.ports import Outgoing, TopicDeclaration, TopicPartition, UnavailableError
 from tests.support.aggregation import NOW_MS, Parts, World
 from tests.support.history import Caller, charges_at
 
@@ -93,6 +94,40 @@ async def test_a_log_that_lost_its_tail_raises_the_alarm_of_that_partition(world
     with pytest.raises(OffsetGapError, match="stands at offset 5, but the log holds 0 to 1"):
         await folding(world, parts)
     assert list(world.store.alarms) == [f"fold_gap:{world.settlements.topic}:0"]
+
+
+async def test_what_fold_or_ledger_has_yet_to_read_may_not_be_trimmed(world: World) -> None:
+    decisions, letters = TopicPartition(Denial.TOPIC, 0), TopicPartition(f"{Denial.TOPIC}.dlq", 0)
+    await world.log.create_topics([TopicDeclaration(place.topic, 1, 60_000) for place in (decisions, letters)])
+    dead = {TopicPartition(f"{place.topic}.dlq", 0): 0 for place in (*world.places, decisions)}
+    assert await trim_bounds(world.log, world.hot, world.ledger) == dead, "of the rest nobody has said a word"
+
+    await world.publish(Outgoing(letters.topic, b"default", b""), Outgoing(letters.topic, b"default", b""))
+    dead[letters] = 2
+    world.store.fold_fences.update({world.reservations: 5, world.settlements: 9})
+    assert await trim_bounds(world.log, world.hot, world.ledger) == dead, "the ledger has not"
+    world.ledger.taken.update({world.reservations: 7, world.settlements: 3, decisions: 4})
+    expected = {**dead, world.reservations: 5, world.settlements: 3, decisions: 4}
+    assert await trim_bounds(world.log, world.hot, world.ledger) == expected
+    del world.store.fold_fences[world.reservations], expected[world.reservations]
+    assert await trim_bounds(world.log, world.hot, world.ledger) == expected
+
+
+async def test_nothing_is_trimmed_while_the_ledger_does_not_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.log.create_topics([TopicDeclaration(f"{Denial.TOPIC}{end}", 1, 60_000) for end in ("", ".dlq")])
+
+    async def away(*_: object) -> None:
+        raise UnavailableError("away")
+
+    monkeypatch.setattr(world.ledger, "next_offsets", away)
+    with pytest.raises(UnavailableError):
+        await trim_bounds(world.log, world.hot, world.ledger)
+    monkeypatch.undo()
+    monkeypatch.setattr(world.hot, "fold_fences", away)
+    with pytest.raises(UnavailableError):
+        await trim_bounds(world.log, world.hot, world.ledger)
 
 
 async def test_an_outage_is_told_when_it_begins_and_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The commands against a stand-in for the management API: what they send, and what they print."""
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from services import cli
+from services.commands.demo import _told
+from services.embedded.data_dir import DataDir, Instance
 
 KEY = {
     "key_id": "key_1",
@@ -294,8 +297,6 @@ def test_a_url_needs_a_key(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_finds_the_instance_of_a_data_directory(
     api: StandIn, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import os
-
     monkeypatch.delenv("FARTHING_URL")
     monkeypatch.delenv("FARTHING_ADMIN_KEY")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
@@ -303,14 +304,45 @@ def test_finds_the_instance_of_a_data_directory(
     assert code == 1
     assert "no Farthing runs on farthing-data; start one with: farthing up" in err
     data = tmp_path / "elsewhere"
-    (data / "secrets").mkdir(parents=True)
-    instance = {"base_url": api.url, "metrics_url": api.url, "pid": os.getpid(), "version": "0", "services": {}}
-    (data / "instance.json").write_text(json.dumps(instance))
+    running = DataDir.open(data)
+    running.announce(Instance(api.url, api.url, os.getpid(), "0", {}))
+    left_behind = (data / "instance.json").read_text()
     code, _, err = run("status", "--data-dir", "elsewhere")
     assert code == 1
     assert "there is no admin key in elsewhere" in err
     (data / "secrets" / "admin.key").write_text("fk_live_local\n")
     assert run.json("status", "--data-dir", "elsewhere")["base_url"] == api.url
     assert api.keys == ["Bearer fk_live_local"]
-    (data / "instance.json").write_text(json.dumps({**instance, "pid": 2**22 + 1}))
+    running.close()
+    (data / "instance.json").write_text(left_behind)
     assert "no Farthing runs on elsewhere" in run("status", "--data-dir", "elsewhere")[2]
+
+
+@pytest.mark.parametrize(
+    ("agree", "log_compared", "doctors", "demos"),
+    [
+        (
+            True,
+            True,
+            "hot state, log and ledger agree to the nano-dollar",
+            "Hot state, log and ledger agree to the nano-dollar.",
+        ),
+        (
+            True,
+            False,
+            "hot state and ledger agree to the nano-dollar; the log no longer reaches back to compare",
+            "Hot state and ledger agree to the nano-dollar; the log no longer reaches back to compare.",
+        ),
+        (False, True, "hot state, log and ledger differ", "Hot state, log and ledger DIFFER; see: farthing doctor"),
+        (False, False, "hot state and ledger differ", "Hot state and ledger DIFFER; see: farthing doctor"),
+    ],
+)
+def test_only_books_that_were_compared_are_said_to_agree(
+    api: StandIn, run: Run, agree: bool, log_compared: bool, doctors: str, demos: str
+) -> None:
+    verdict = {"agree": agree, "log_compared": log_compared, "lagging": False, "budgets": []}
+    api.answers["GET", "/v1/reconciliation"] = (200, verdict)
+    _, out, _ = run("doctor", "--json")
+    found = {each["name"]: each["detail"] for each in json.loads(out)["checks"]}
+    assert found["reconciliation"] == doctors
+    assert _told({"agree": agree, "reconciliation": verdict})[0] == demos

@@ -1,5 +1,6 @@
 """Compiling an org's rows: equal rows give equal bytes, and the bytes say what the rows say."""
 
+import json
 from itertools import permutations
 
 from services.control.compile import HashedKey, OrgRecord, compile_keys, compile_snapshot
@@ -27,6 +28,14 @@ def test_the_snapshot_says_what_the_rows_say() -> None:
     assert (snapshot.hold_ms, snapshot.book_expired) == (900_000, True)
     assert set(snapshot.budgets) == set(BUDGETS)
     assert dict(snapshot.connections) == {each.vendor: each for each in CONNECTIONS}
+
+
+def test_fields_that_a_newer_control_adds_are_passed_over() -> None:
+    snapshot = compile_snapshot(ORG, BUDGETS, CONNECTIONS)
+    fields = json.loads(encode_snapshot(snapshot))
+    for part in (fields, *fields["budgets"], *(each["window"] for each in fields["budgets"]), *fields["connections"]):
+        part["added_later"] = 1
+    assert decode_snapshot(json.dumps(fields).encode()) == snapshot
 
 
 def test_the_order_of_rows_does_not_matter() -> None:

@@ -1,8 +1,10 @@
 """The data directory: locked, closed to others, and refused with one sentence when it can't be used."""
 
+import fcntl
 import json
 import multiprocessing
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,25 @@ def test_an_instance_is_found_while_it_runs(tmp_path: Path) -> None:
     assert read_instance(data.path) == INSTANCE
     data.close()
     assert read_instance(data.path) is None
+
+
+def test_a_process_id_alone_is_no_instance(tmp_path: Path) -> None:
+    data = DataDir.open(tmp_path / "data")
+    data.announce(INSTANCE)
+    os.close(data._lock)  # What a kill leaves: the file, and maybe soon another process with its number.
+    assert read_instance(data.path) is None
+    next_start = DataDir.open(tmp_path / "data")
+    assert read_instance(data.path) is None, "it has yet to say where it answers"
+    next_start.announce(INSTANCE)
+    assert read_instance(data.path) == INSTANCE
+    next_start.close()
+
+
+def test_a_look_at_the_lock_keeps_no_start_away(tmp_path: Path) -> None:
+    DataDir.open(tmp_path / "data").close()
+    lock = os.open(tmp_path / "data" / "lock", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    looked = threading.Timer(0.03, os.close, (lock,))
+    looked.start()
+    DataDir.open(tmp_path / "data").close()
+    looked.join()

@@ -12,6 +12,7 @@ from services.core.budgets import Charge
 from services.core.events import CallFacts, Denial, Expiry, Reservation, Settlement, Stamped
 from services.core.fold import OffsetGapError, apply, check_contiguous, forget, image_of, load, step_of
 from services.core.hotstate import (
+    CLOCK_MARGIN_MS,
     MAX_FIGURE,
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
@@ -149,6 +150,32 @@ def test_a_hold_is_restored_once() -> None:
     assert state.holds["txn_1"] == Hold(50, CHARGES, "{}", NOW_MS + 5_000, admitted_at_ms=NOW_MS)
 
 
+def test_a_reservation_that_comes_when_its_ended_hold_is_forgotten_holds_nothing() -> None:
+    state = OrgState()
+    load(state, OrgImage({}, {}, {}, {}), "e1", NOW_MS - CLOCK_MARGIN_MS)
+    fold(state, step("settle", 0, 30))
+    late_ms = NOW_MS + TOMBSTONE_MS
+    forget(state, late_ms)
+    assert state.holds == {}
+    assert fold(state, step("restore", 1, 50), now_ms=late_ms) == Applied(1, 0)
+    assert (spent(state)[0], held(state), state.holds, state.due) == (30, (0, 0), {}, {})
+
+
+@pytest.mark.parametrize(
+    ("loaded_at_ms", "late_ms"),
+    [
+        (NOW_MS - CLOCK_MARGIN_MS + 1, 2 * TOMBSTONE_MS),
+        (NOW_MS - CLOCK_MARGIN_MS, TOMBSTONE_MS - CLOCK_MARGIN_MS - 1),
+    ],
+    ids=["admitted before the state was loaded", "too young to be forgotten: the server lost it"],
+)
+def test_a_hold_that_can_not_have_been_forgotten_is_restored(loaded_at_ms: int, late_ms: int) -> None:
+    state = OrgState()
+    load(state, OrgImage({}, {}, {}, {}), "e1", loaded_at_ms)
+    fold(state, step("restore", 0, 50), now_ms=NOW_MS + late_ms)
+    assert held(state) == (50, 50)
+
+
 @given(
     st.permutations(
         [step("restore", 0, 50), step("settle", 0, 30), step("expire", 0, 50), step("restore", 0, 8, "txn_2"),
@@ -231,6 +258,7 @@ def test_an_image_loads_into_the_state_it_was_taken_of() -> None:
     kept = copy.deepcopy(image)
     again = OrgState(config_version=state.config_version)
     assert load(again, image, "e1", NOW_MS + 1_000)
+    state.loaded_at_ms = NOW_MS + 1_000
     assert again == state
     fold(again, step("settle", 3, 1), now_ms=NOW_MS + 2_000)
     assert image == kept, "an image is not the state's to change"
@@ -249,7 +277,7 @@ def test_loading_clears_what_was_left() -> None:
     fold(state, step("settle", 0, 30), step("restore", 1, 5, "txn_2"))
     state.epoch = None
     assert load(state, OrgImage({DAY_SLOT: 4}, {}, {(TOPIC, 0): 9}, {}), "e2", NOW_MS)
-    assert state == OrgState(epoch="e2", windows={DAY_SLOT: Figures(4)}, fences={(TOPIC, 0): 9})
+    assert state == OrgState(epoch="e2", loaded_at_ms=NOW_MS, windows={DAY_SLOT: Figures(4)}, fences={(TOPIC, 0): 9})
 
 
 def test_a_loaded_expired_hold_is_remembered_until_no_settlement_can_correct_it() -> None:

@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from services.adapters.memory import MemoryDirectory, MemoryHotState
 from services.core.ports import Pulse, UnavailableError
+from services.gateway import snapshots as snapshots_module
 from services.gateway.snapshots import HotClock, Snapshots
 from tests.support.gateway import PublishedOrg, ScriptedAnswer, SettableClock, chat, until, world
 
@@ -141,6 +144,74 @@ async def test_a_refresh_that_fails_is_tried_again(
     directory.store.snapshots["default"] = snapshot
     await snapshots.poll()
     assert len((await snapshots.view("default")).snapshot.budgets) == 1
+
+
+@pytest.mark.parametrize("damage", [b"not JSON", b"[]", b'{"org":"default"}', b"catalog"])
+async def test_what_can_not_be_read_leaves_the_old_view_and_the_other_orgs(
+    damage: bytes,
+    directory: CountingDirectory,
+    org: PublishedOrg,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: SettableClock,
+) -> None:
+    # The loggers of a process keep the processors of their first use, which capture_logs could not replace.
+    monkeypatch.setattr(snapshots_module, "log", structlog.get_logger())
+    other = PublishedOrg(directory, MemoryHotState(clock, directory.store), "other")
+    await other.warm_up()
+    snapshots = Snapshots(directory, HotClock(), lambda: None, 60.0)
+    await snapshots.poll()
+    first, _ = await snapshots.view("default"), await snapshots.view("other")
+
+    if damage == b"catalog":
+        directory.store.catalogs["newer"] = b'{"version":"newer"}'
+        await org.publish(catalog_version="newer")
+    else:
+        await org.publish()
+        directory.store.snapshots["default"] = damage
+    await other.set_budget("1.00")
+    with capture_logs() as lines:
+        await snapshots.poll()
+        await snapshots.poll()
+    assert await snapshots.view("default") is first
+    assert len((await snapshots.view("other")).snapshot.budgets) == 1
+    assert [(line["event"], line["org"], line["log_level"]) for line in lines] == [
+        ("publication_unreadable", "default", "error")
+    ]
+    read = directory.snapshots_read
+    snapshots.hint(first, first.snapshot.version + 1)
+    await snapshots.poll()
+    assert directory.snapshots_read == read, "it is not read again for every call that names its version"
+
+    await org.publish(catalog_version=first.snapshot.catalog_version)
+    await snapshots.poll()
+    assert (await snapshots.view("default")).snapshot.version == first.snapshot.version + 2
+
+
+async def test_what_could_not_be_read_during_a_publication_is_not_the_last_word(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg
+) -> None:
+    await snapshots.poll()
+    directory.store.snapshots["default"] = b"{}"
+    directory.gate = asyncio.Event()
+    loading = asyncio.create_task(snapshots.view("default"))
+    await until(lambda: directory.snapshots_read == 1)
+    await org.set_budget("1.00")
+    joining = asyncio.create_task(snapshots.poll())
+    await asyncio.sleep(0.01)
+    directory.gate.set()
+    with pytest.raises(UnavailableError, match="can't be read"):
+        await loading
+    await joining
+    budgets = (await snapshots.view("default")).snapshot.budgets
+    assert len(budgets) == 1
+
+
+async def test_an_org_that_was_never_read_is_unavailable_while_it_can_not_be(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg
+) -> None:
+    directory.store.snapshots["default"] = b"{}"
+    with pytest.raises(UnavailableError, match=r"snapshot of org default can't be read: KeyError\('org'\)"):
+        await snapshots.view("default")
 
 
 async def test_a_newer_version_seen_in_an_answer_is_fetched_at_once(

@@ -1,6 +1,7 @@
 """The supervisor, with small processes that do one thing each."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
-from services.embedded.data_dir import UpError
+from services.embedded import process as process_module
+from services.embedded.data_dir import UpError, write_private
 from services.embedded.process import ProcessSpec
 from services.embedded.supervisor import Supervisor, end_leftovers
 
@@ -148,6 +151,72 @@ async def test_a_failed_preparation_is_the_failure_of_the_start(tmp_path: Path) 
     instance = supervisor(tmp_path, spec("engine", SLEEPER, prepare=prepare))
     with pytest.raises(UpError, match="there is no room"):
         await instance.start(20)
+    await instance.stop()
+
+
+async def test_goes_on_after_whatever_kept_it_from_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trouble: list[Exception] = [UpError("there is no room"), OSError(24, "Too many open files"), MemoryError()]
+
+    async def prepare() -> None:
+        if (tmp_path / "run" / "processes.json").exists() and trouble:
+            raise trouble.pop(0)
+
+    monkeypatch.setattr(process_module, "_FIRST_DELAY_S", 0.01)
+    instance = supervisor(tmp_path, spec("one", SLEEPER, prepare=prepare))
+    await instance.start(20)
+    await eventually(lambda: len(pids(tmp_path)) == 1)
+    before = pids(tmp_path)["one"]
+    os.kill(before, signal.SIGKILL)
+    await eventually(lambda: instance.states()[0].up and pids(tmp_path)["one"] != before)
+    assert instance.states()[0].restarts == 4
+    said = (tmp_path / "logs" / "one.log").read_text()
+    assert "one could not be run (UpError: there is no room); starting again in 0.0 s" in said
+    assert "one could not be run (OSError: [Errno 24] Too many open files); starting again in" in said
+    await instance.stop()
+
+
+async def test_a_child_that_can_not_be_recorded_is_ended_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[int] = []
+
+    def full_disk(path: Path, text: str) -> None:
+        if len(refused) < 2:
+            refused.append(json.loads(text)["one"][0])
+            raise OSError(28, "No space left on device")
+        write_private(path, text)
+
+    monkeypatch.setattr("services.embedded.supervisor.write_private", full_disk)
+    instance = supervisor(tmp_path, spec("one", SLEEPER))
+    await instance.start(20)
+    await eventually(lambda: (tmp_path / "run" / "processes.json").exists())
+    assert not any(psutil.pid_exists(pid) for pid in refused)
+    assert len({*refused, *pids(tmp_path).values()}) == 3
+    assert instance.states()[0].restarts == 2
+    await instance.stop()
+    assert "one could not be run (OSError: [Errno 28] No space" in (tmp_path / "logs" / "one.log").read_text()
+
+
+class Full(io.StringIO):
+    """A terminal's stand-in on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+async def test_a_console_that_takes_nothing_ends_no_child(tmp_path: Path) -> None:
+    for name in ("run", "logs"):
+        (tmp_path / name).mkdir()
+    program = f"print('first', flush=True); {SLEEPER}"
+    instance = Supervisor(
+        [spec("one", program)], tmp_path / "run", tmp_path / "logs", Console(file=Full()), verbose=True
+    )
+    await instance.start(20)
+    log = tmp_path / "logs" / "one.log"
+    await eventually(lambda: log.exists() and "here" in log.read_text())
+    assert instance.states()[0].restarts == 0
+    os.kill(pids(tmp_path)["one"], signal.SIGKILL)
+    await eventually(lambda: instance.states()[0].up and instance.states()[0].restarts == 1)
     await instance.stop()
 
 

@@ -4,9 +4,11 @@
 --       amount, context, expires at, time, key number of its hold, its charges as JSON, how many they are, and of each
 --       charge: key number of its figures, window.
 -- Answers how many steps were applied and how many were duplicates; or nothing when the org is cold.
-if redis.call('EXISTS', KEYS[1]) == 0 then
+local epoch = redis.call('GET', KEYS[1])
+if not epoch then
   return {}
 end
+local loaded_at = tonumber(string.match(epoch, '@(%d+)$') or '')  -- nil under an epoch of an earlier version
 local now = now_ms()
 local at = 2
 
@@ -24,11 +26,16 @@ local function take_charges()
   return charges
 end
 
+local function may_be_forgotten(admitted_at)
+  local surely_by = admitted_at - CLOCK_MARGIN_MS
+  return loaded_at and surely_by >= loaded_at and now >= surely_by + TOMBSTONE_MS
+end
+
 local function apply_step(kind, id, amount, context, expires, time, hold_key, charges_json, charges)
   local hold = redis.call('HMGET', hold_key, 'phase', 'amount', 'charges', 'expires', 'booked')
   local phase, booked = hold[1], hold[5] or '0'
   if kind == 'restore' then
-    if not phase then
+    if not phase and not may_be_forgotten(time) then
       start_hold(hold_key, id, amount, charges_json, context, expires, time, KEYS[4], charges, now)
     end
     return

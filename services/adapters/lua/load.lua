@@ -6,7 +6,7 @@
 --   settled, expired: key number, amount, charges as JSON, expires at, admitted at, booked, forget at (or 0)
 --   fence: key number, next offset
 --   producer: key number, producer, sequence
--- Answers 1, or 0 when the org has an epoch already.
+-- The epoch is kept as <epoch>@<now>. Answers 1, or 0 when the org has an epoch already.
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
 end
@@ -47,5 +47,5 @@ while at < #ARGV do
   end
 end
 set_expiries(now)
-redis.call('SET', KEYS[1], ARGV[1])
+redis.call('SET', KEYS[1], ARGV[1] .. '@' .. digits(now))
 return 1

@@ -1,5 +1,7 @@
 """Agents: names unique in their org, each in one team once something names both."""
 
+import json
+
 from pydantic import BaseModel
 
 from services.control.agents import queries
@@ -7,6 +9,7 @@ from services.control.auth import Admin
 from services.control.context import Change
 from services.control.errors import conflict
 from services.control.fields import Body, Instant, Made, Name
+from services.control.keys import queries as key_queries
 from services.control.teams.service import ensure_team
 from services.core.identity import check_name
 
@@ -60,10 +63,7 @@ async def ensure_placed(change: Change, team: str | None, agent: str | None) -> 
             "leave team out, or name another agent"
         )
         raise conflict("agent_in_other_team", message, "team")
-    await queries.set_team(change.connection, change.org, agent, team)
-    await change.audit(
-        "agent.join_team", agent, before={"name": agent, "team": None}, after={"name": agent, "team": team}
-    )
+    await _join_team(change, agent, team)
     return team, Made(team=team_made)
 
 
@@ -77,6 +77,17 @@ async def create_agent(admin: Admin, request: NewAgent) -> NewAgentAnswer:
         row = await queries.insert(change.connection, admin.org, name, request.team)
         await change.audit("agent.create", name, after={"name": name, "team": request.team})
     return NewAgentAnswer(**row, made=Made(team=team_made))
+
+
+async def _join_team(change: Change, agent: str, team: str) -> None:
+    await queries.set_team(change.connection, change.org, agent, team)
+    await change.audit(
+        "agent.join_team", agent, before={"name": agent, "team": None}, after={"name": agent, "team": team}
+    )
+    # A key pinned to the agent alone would let its calls name any team, or none, past this team's budgets.
+    for row in await key_queries.pin_team(change.connection, change.org, agent, team):
+        after = json.loads(row["pins"])
+        await change.audit("key.join_team", row["key_id"], before={**after, "team": None}, after=after)
 
 
 async def list_agents(admin: Admin) -> Agents:

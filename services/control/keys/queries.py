@@ -57,6 +57,18 @@ async def revoke(connection: Connection, key_id: str) -> Record:
     return row
 
 
+async def pin_team(connection: Connection, org: str, agent: str, team: str) -> Sequence[Record]:
+    """Pins the live keys of an agent to a team as well, where they are pinned to none; the keys that it changed."""
+    return await connection.fetch(
+        "UPDATE keys SET pins = pins || jsonb_build_object('team', $3::text)"
+        " WHERE org = $1 AND pins->>'agent' = $2 AND pins->>'team' IS NULL AND revoked_at IS NULL"
+        " RETURNING key_id, pins",
+        org,
+        agent,
+        team,
+    )
+
+
 async def count_live_admins(connection: Connection, org: str) -> int:
     """How many live org_admin keys an org has."""
     count: int = await connection.fetchval(

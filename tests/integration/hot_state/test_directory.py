@@ -1,6 +1,7 @@
 """What control publishes, and what gateways find of it, whatever is cut short."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,14 @@ async def test_what_is_published_is_found(rig: Rig) -> None:
     assert await rig.directory.snapshot("other") is None
     assert await rig.directory.orgs() == (ORG,)
     assert await rig.directory.published_versions() == {ORG: 3}
+
+
+async def test_a_key_of_a_newer_control_is_found(connection: ValkeyConnection) -> None:
+    directory = ValkeyDirectory(connection)
+    await directory.publish_org(ORG, 1, b"{}", {"hash-1": RECORD}, [])
+    body = json.loads(await connection.execute("HGET", "key:hash-1", "body"))
+    await connection.execute("HSET", "key:hash-1", "body", json.dumps({**body, "added_later": 1}))
+    assert await directory.find_key("hash-1") == RECORD
 
 
 async def test_every_reserve_answer_carries_the_version(rig: Rig) -> None:

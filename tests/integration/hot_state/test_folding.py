@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from services.adapters.valkey import MAX_STEPS
+from services.adapters.valkey import MAX_STEPS, ValkeyHotState
+from services.adapters.valkey_connection import ValkeyConnection
 from services.core.budgets import Charge, Proposal
 from services.core.hotstate import (
+    CLOCK_MARGIN_MS,
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
     Admitted,
     Applied,
     FoldStep,
 )
-from services.core.windows import RollingSpan
+from services.core.windows import CalendarSpan, RollingSpan
 from tests.support.hot_rig import EMPTY, NOW_MS, ORG, PLACE, SPAN, Rig, proposal, request_of, settle
 
 
@@ -95,6 +97,38 @@ async def test_a_batch_without_an_orgs_events_moves_its_fence(rig: Rig) -> None:
     assert await rig.hot.apply(ORG, PLACE, [], 7) == Applied(0, 0)
     assert await rig.hot.apply(ORG, PLACE, [settle(6, 5)], 7) == Applied(0, 1)
     assert await rig.hot.apply(ORG, PLACE, [settle(7, 5)], 8) == Applied(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("admitted_after_ms", "folded_after_ms", "held_nano"),
+    [
+        (CLOCK_MARGIN_MS, TOMBSTONE_MS, 0),
+        (CLOCK_MARGIN_MS, TOMBSTONE_MS - 1, 60),
+        (CLOCK_MARGIN_MS - 1, TOMBSTONE_MS, 60),
+    ],
+    ids=["ended and forgotten", "lost by the server", "admitted before the org was loaded"],
+)
+async def test_a_late_reservation_is_restored_unless_its_hold_may_be_forgotten(
+    rig: Rig, admitted_after_ms: int, folded_after_ms: int, held_nano: int
+) -> None:
+    budget = proposal(100, span=CalendarSpan(SPAN.start_ms, NOW_MS + 2 * TOMBSTONE_MS))
+    charges = (budget.charge(),)
+    await rig.turn_to(NOW_MS + folded_after_ms)
+    late = FoldStep("restore", 0, "gw_1", 1, "txn_1", 60, charges, "{}", NOW_MS, NOW_MS + admitted_after_ms)
+    assert await rig.hot.apply(ORG, PLACE, [late], 1) == Applied(1, 0)
+    standings = await rig.hot.peek(ORG, [budget])
+    assert standings is not None
+    assert standings[0].held_nano == held_nano
+    assert len(await rig.hot.claim_due(ORG, 1)) == (held_nano > 0)
+
+
+async def test_under_an_epoch_of_an_earlier_version_reservations_are_restored(connection: ValkeyConnection) -> None:
+    hot = ValkeyHotState(connection)
+    await connection.execute("SET", f"{{{ORG}}}:epoch", "01K2")
+    assert await hot.epochs([ORG]) == {ORG: "01K2"}
+    late = FoldStep("restore", 0, "gw_1", 1, "txn_1", 60, (), "{}", 9, 1_700_000_000_000)
+    assert await hot.apply(ORG, PLACE, [late], 1) == Applied(1, 0)
+    assert len(await hot.claim_due(ORG, 1)) == 1
 
 
 async def test_odd_names_are_only_names(rig: Rig) -> None:

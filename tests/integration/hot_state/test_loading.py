@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
-from services.adapters.valkey_connection import ValkeyConnection
+from services.adapters.valkey import UnsafeHotStateError, ValkeyDirectory, ValkeyHotState
+from services.adapters.valkey_connection import MAX_WAITING, ValkeyConnection
 from services.core.hotstate import (
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
@@ -133,6 +133,43 @@ async def test_a_server_without_memory_does_nothing_halfway(tmp_path: Path) -> N
     assert await hot.apply(ORG, PLACE, [settle(0, 45, "txn_1", admitted.charges)], 1) == Applied(1, 0)
     await connection.close()
     server.stop()
+
+
+@pytest.mark.parametrize(
+    ("policy", "limit"), [("noeviction", 0), ("noeviction", 2**30), ("allkeys-lru", 0), ("volatile-ttl", 0)]
+)
+async def test_a_server_that_evicts_nothing_is_safe(tmp_path: Path, policy: str, limit: int) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server:
+        connection = ValkeyConnection(server.url)
+        await connection.execute("CONFIG", "SET", "maxmemory-policy", policy, "maxmemory", limit)
+        await ValkeyHotState(connection).check_safe()
+        await connection.close()
+
+
+async def test_a_server_that_may_evict_is_refused(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server:
+        connection = ValkeyConnection(server.url)
+        await connection.execute("CONFIG", "SET", "maxmemory-policy", "volatile-lru", "maxmemory", 2**30)
+        with pytest.raises(
+            UnsafeHotStateError, match=r"may evict keys .*volatile-lru.* set maxmemory-policy noeviction"
+        ):
+            await ValkeyHotState(connection).check_safe()
+        await connection.close()
+
+
+async def test_a_redis_cluster_is_refused(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey", options={"cluster-enabled": "yes"}) as server:
+        connection = ValkeyConnection(server.url)
+        with pytest.raises(UnsafeHotStateError, match="Redis Cluster, which is not supported yet"):
+            await ValkeyHotState(connection).check_safe()
+        await connection.close()
+
+
+async def test_the_epochs_of_more_orgs_than_commands_may_wait(connection: ValkeyConnection) -> None:
+    hot = ValkeyHotState(connection)
+    await hot.load(ORG, EMPTY, "e1")
+    cold = [f"org-{number}" for number in range(MAX_WAITING)]
+    assert await hot.epochs([*cold, ORG]) == dict.fromkeys(cold) | {ORG: "e1"}
 
 
 async def test_scripts_are_sent_to_a_server_that_has_lost_them(connection: ValkeyConnection) -> None:
