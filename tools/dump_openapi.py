@@ -1,26 +1,35 @@
-"""Writes the description of the management API to ``schemas/openapi/control.json``.
+"""Writes the descriptions of the HTTP APIs to ``schemas/openapi``: the management API's and the ledger's.
 
-Run it after a change to the API: ``python -m tools.dump_openapi``.
+Run it after a change to one of them: ``python -m tools.dump_openapi``.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from services.control.api import build_api
+from services.ledger.description import describe as describe_ledger
 
-DESCRIPTION: Final = Path(__file__).resolve().parents[1] / "schemas" / "openapi" / "control.json"
+_FOLDER: Final = Path(__file__).resolve().parents[1] / "schemas" / "openapi"
+CONTROL: Final = _FOLDER / "control.json"
+LEDGER: Final = _FOLDER / "ledger.json"
+_DESCRIPTIONS: Final[Mapping[Path, Callable[[], dict[str, Any]]]] = {
+    CONTROL: lambda: build_api().openapi(),
+    LEDGER: describe_ledger,
+}
 
 
-def describe() -> str:
-    """The description as the file holds it."""
-    return json.dumps(build_api().openapi(), indent=2, sort_keys=True) + "\n"
+def describe(path: Path) -> str:
+    """The description that the file at `path` holds, as it should be."""
+    return json.dumps(_DESCRIPTIONS[path](), indent=2, sort_keys=True) + "\n"
 
 
 def main() -> None:
-    """Writes the file."""
-    DESCRIPTION.parent.mkdir(parents=True, exist_ok=True)
-    DESCRIPTION.write_text(describe())
+    """Writes the files."""
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    for path in _DESCRIPTIONS:
+        path.write_text(describe(path))
 
 
 if __name__ == "__main__":

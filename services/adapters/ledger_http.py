@@ -1,7 +1,7 @@
 """The ledger's sums over its internal HTTP API, for rebuilding the hot state. The shape is the ledger's own image."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -13,35 +13,46 @@ from services.core.ports import LedgerImage, TopicPartition, UnavailableError
 
 _T = TypeVar("_T")
 
+IMAGE_TIMEOUT_S: Final = 300.0
+
 
 class LedgerAnswerError(RuntimeError):
     """The ledger answered what can't be used: another secret, or another release. Asking again would not help."""
 
 
 class HttpLedgerView:
-    """`ports.LedgerView` over HTTP. `token` is the internal token; `timeout_s` bounds connecting and each wait."""
+    """`ports.LedgerView` over HTTP. `token` is the internal token.
 
-    def __init__(self, base_url: str, token: str, *, timeout_s: float = 30.0) -> None:
+    `timeout_s` bounds connecting and each wait, but for the wait for an image: that may take `image_timeout_s`, because
+    a long history is summed up for it, and asking again would only begin that anew.
+    """
+
+    def __init__(
+        self, base_url: str, token: str, *, timeout_s: float = 30.0, image_timeout_s: float = IMAGE_TIMEOUT_S
+    ) -> None:
+        self._timeout = httpx.Timeout(timeout_s)
+        self._image_timeout = httpx.Timeout(timeout_s, read=image_timeout_s)
         # A proxy of the environment has no business between our own services.
         self._client = httpx.AsyncClient(
-            base_url=base_url, headers={"authorization": f"Bearer {token}"}, timeout=timeout_s, trust_env=False
+            base_url=base_url, headers={"authorization": f"Bearer {token}"}, timeout=self._timeout, trust_env=False
         )
 
     async def next_offsets(self) -> Mapping[TopicPartition, int]:
         """`GET /internal/v1/next-offsets`."""
-        return _read(_offsets, await self._get("/internal/v1/next-offsets"))
+        return _read(_offsets, await self._get("/internal/v1/next-offsets", self._timeout))
 
     async def org_image(self, org: str) -> LedgerImage:
         """`GET /internal/v1/orgs/{org}/image`."""
-        return _read(_image, await self._get(f"/internal/v1/orgs/{quote(org, safe='')}/image"))
+        path = f"/internal/v1/orgs/{quote(org, safe='')}/image"
+        return _read(_image, await self._get(path, self._image_timeout))
 
     async def close(self) -> None:
         """Closes all connections."""
         await self._client.aclose()
 
-    async def _get(self, path: str) -> bytes:
+    async def _get(self, path: str, patience: httpx.Timeout) -> bytes:
         try:
-            response = await self._client.get(path)
+            response = await self._client.get(path, timeout=patience)
         except httpx.HTTPError as error:
             raise UnavailableError(f"the ledger: {type(error).__name__} {error}".rstrip()) from error
         if response.is_server_error:

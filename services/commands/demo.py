@@ -191,6 +191,15 @@ def _report(load: Load, budgets: dict[str, Any], verdict: Any) -> dict[str, Any]
     }
 
 
+def _told(report: dict[str, Any]) -> tuple[str, str]:
+    """What the comparison came to, and the style to say it in."""
+    books = "Hot state, log and ledger" if report["reconciliation"]["log_compared"] else "Hot state and ledger"
+    if not report["agree"]:
+        return f"{books} DIFFER; see: farthing doctor", "bold red"
+    rest = "" if report["reconciliation"]["log_compared"] else "; the log no longer reaches back to compare"
+    return f"{books} agree to the nano-dollar{rest}.", "bold green"
+
+
 def _show(out: Console, load: Load, budgets: dict[str, Any], report: dict[str, Any]) -> None:
     out.print(_table(load.agents, budgets))
     if load.exhausted is None:
@@ -204,7 +213,5 @@ def _show(out: Console, load: Load, budgets: dict[str, Any], report: dict[str, A
         if row["budget_id"] in {each["budget_id"] for each in budgets.values()}:
             books.add_row(row["scope"], *(row[book]["spent_usd"] if row[book] else "-" for book in _BOOKS))
     out.print(books)
-    if report["agree"]:
-        out.print("Hot state, log and ledger agree to the nano-dollar.", style="bold green")
-    else:
-        out.print("Hot state, log and ledger DIFFER; see: farthing doctor", style="bold red")
+    text, style = _told(report)
+    out.print(text, style=style)

@@ -176,12 +176,14 @@ def _org(status: Any) -> Iterator[Finding]:
 
 
 def _reconciled(answer: Any) -> Finding:
+    books = "hot state, log and ledger" if answer["log_compared"] else "hot state and ledger"
     if answer["agree"]:
-        return Finding("reconciliation", "ok", "hot state, log and ledger agree to the nano-dollar")
+        rest = "" if answer["log_compared"] else "; the log no longer reaches back to compare"
+        return Finding("reconciliation", "ok", f"{books} agree to the nano-dollar{rest}")
     if answer["lagging"]:
         return Finding("reconciliation", "warning", "calls are under way", "run this again when they have ended")
     fix = "stop the calls and keep the data: this must not happen, and a report of it is welcome"
-    return Finding("reconciliation", "failed", "hot state, log and ledger differ", fix)
+    return Finding("reconciliation", "failed", f"{books} differ", fix)
 
 
 def _user() -> str:

@@ -61,7 +61,7 @@ def _answer(
 
 async def _api_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
+    headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}.get(error.status)
     return _answer(error.status, error.code, str(error), error.field, headers)
 
 

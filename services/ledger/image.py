@@ -10,9 +10,10 @@ The JSON of ``GET /internal/v1/orgs/{org}/image``, amounts as strings because th
 
 `spent` has the windows that can still be alive. `holds` are the open ones, those recorded as ended of late, and those
 that expired while their windows are alive: an event that is still to come must find them ended. All of it is as of
-`next_offsets`, exclusive.
+`next_offsets`, exclusive. What is so old that no window can be alive for it any more is not looked at.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -30,15 +31,27 @@ from services.core.hotstate import (
     counts_until_ms,
 )
 from services.core.ports import LedgerImage, LedgerStore, Query, TopicPartition
-from services.core.windows import parse_span
+from services.core.windows import MAX_ROLLING_MS, ROLLING_BUCKETS, RollingWindow, parse_span
 from services.ledger.fences import NEXT_OFFSETS, read_next_offsets
 
 # The hot state's clock may be behind ours by this much; what it still needs must not be left out.
 CLOCK_SLACK_MS: Final = 3_600_000
+_DAY_MS: Final = 86_400_000
+# From a call's admission to the instant when no charge of it can change a figure any more, at the most: a ring's bucket
+# stays for as many more as the ring has; a month has 31 days at most, and a clock change in them.
+LONGEST_LIFE_MS: Final = max(
+    (ROLLING_BUCKETS + 1) * RollingWindow(MAX_ROLLING_MS).bucket_ms, 31 * _DAY_MS + 3_600_000 + WINDOW_GRACE_MS
+)
+# The clocks that stamp the events of one call differ, but not by this much.
+EVENT_SLACK_MS: Final = _DAY_MS
 
 # A call's ending is its settlement, else its expiry; of two of a kind the first counts, as in the fold.
 _ENDING_ORDER: Final = "(type = {expiry:String}, partition, offset)"
 _ENDED_SINCE: Final = "fromUnixTimestamp64Milli({ended_since_ms:Int64}, 'UTC')"
+# By event time, which the table is partitioned by. An event before it belongs to a call with no window alive.
+_SINCE: Final = "time >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')"
+# The other events of a call that has one since then.
+_CALLS_SINCE: Final = "time >= fromUnixTimestamp64Milli({calls_since_ms:Int64}, 'UTC')"
 _ENDINGS: Final = "org = {org:String} AND type IN ({settlement:String}, {expiry:String})"
 
 
@@ -56,7 +69,7 @@ SELECT charge.1 AS budget_id, charge.2 AS window, sum(toInt128(amount_nano)) AS 
 FROM (
     SELECT argMin(cost_nano + booked_nano, {_ENDING_ORDER}) AS amount_nano,
            argMin(arrayZip(`charges.budget_id`, `charges.window`), {_ENDING_ORDER}) AS pairs
-    FROM events WHERE {_ENDINGS} GROUP BY transaction_id
+    FROM events WHERE {_ENDINGS} AND {_SINCE} GROUP BY transaction_id
 )
 ARRAY JOIN pairs AS charge, arrayMap(pair -> splitByChar(':', pair.2), pairs) AS part
 WHERE {_alive("part")}
@@ -65,8 +78,8 @@ GROUP BY budget_id, window
 _OPEN: Final = f"""
 SELECT transaction_id, argMin(raw, (partition, offset)) AS first_raw
 FROM events
-WHERE org = {{org:String}} AND type = {{reservation:String}}
-  AND transaction_id NOT IN (SELECT transaction_id FROM events WHERE {_ENDINGS})
+WHERE org = {{org:String}} AND type = {{reservation:String}} AND {_SINCE}
+  AND transaction_id NOT IN (SELECT transaction_id FROM events WHERE {_ENDINGS} AND {_CALLS_SINCE})
 GROUP BY transaction_id
 """  # noqa: S608
 _ENDED: Final = f"""
@@ -82,24 +95,27 @@ FROM (
     SELECT *, type != {{reservation:String}} AS is_ending,
            arrayZip(`charges.budget_id`, `charges.scope`, `charges.window`) AS charge_list
     FROM events
-    WHERE org = {{org:String}} AND type != {{denial:String}} AND transaction_id IN (
+    WHERE org = {{org:String}} AND type != {{denial:String}} AND {_CALLS_SINCE} AND transaction_id IN (
         SELECT transaction_id FROM events
-        WHERE {_ENDINGS} AND (type = {{expiry:String}} OR recorded_at >= {_ENDED_SINCE}))
+        WHERE {_ENDINGS} AND {_SINCE} AND (type = {{expiry:String}} OR recorded_at >= {_ENDED_SINCE}))
 )
 GROUP BY transaction_id
 HAVING maxIf(recorded_at, is_ending) >= {_ENDED_SINCE}
     OR arrayExists(part -> {_alive("part")}, arrayMap(charge -> splitByChar(':', charge.3), charged))
 """  # noqa: S608
-_PRODUCERS: Final = """
+_PRODUCERS: Final = f"""
 SELECT topic, partition, producer, max(sequence) AS last_sequence
 FROM events
-WHERE org = {org:String} AND type != {denial:String} AND NOT startsWith(producer, {expiry_producer:String})
+WHERE org = {{org:String}} AND type != {{denial:String}} AND {_SINCE}
+  AND NOT startsWith(producer, {{expiry_producer:String}})
 GROUP BY topic, partition, producer
-"""
+"""  # noqa: S608
+STATEMENTS: Final = (_SPENT, _OPEN, _ENDED, _PRODUCERS)
 
 
 async def org_image(store: LedgerStore, org: str, now_ms: int) -> LedgerImage:
     """An org's image at our clock's `now_ms`. Raises `UnavailableError`."""
+    since_ms = now_ms - CLOCK_SLACK_MS - LONGEST_LIFE_MS - EVENT_SLACK_MS
     parameters = {
         "org": org,
         "reservation": Reservation.TYPE,
@@ -110,10 +126,11 @@ async def org_image(store: LedgerStore, org: str, now_ms: int) -> LedgerImage:
         "grace_ms": WINDOW_GRACE_MS,
         "now_ms": now_ms - CLOCK_SLACK_MS,
         "ended_since_ms": now_ms - CLOCK_SLACK_MS - TOMBSTONE_MS,
+        "since_ms": since_ms,
+        "calls_since_ms": since_ms - EVENT_SLACK_MS,
     }
-    statements = (_SPENT, _OPEN, _ENDED, _PRODUCERS)
     places, spent, open_holds, ended, producers = await store.query(
-        NEXT_OFFSETS, *(Query(statement, parameters) for statement in statements)
+        NEXT_OFFSETS, *(Query(statement, parameters) for statement in STATEMENTS)
     )
     next_offsets = read_next_offsets(places)
     holds = {row["transaction_id"]: _open_hold(row["first_raw"]) for row in open_holds}
@@ -127,6 +144,28 @@ async def org_image(store: LedgerStore, org: str, now_ms: int) -> LedgerImage:
             producers={(row["topic"], row["partition"], row["producer"]): row["last_sequence"] for row in producers},
         ),
     )
+
+
+class Images:
+    """Images for whoever asks: one of an org is under way at a time, and all who ask meanwhile get that one.
+
+    An image is right as of its own `next_offsets`, so one begun earlier is as good. Each may keep ClickHouse busy for
+    minutes; a queue of them, left by askers who gave up, would keep everything else waiting.
+    """
+
+    def __init__(self, store: LedgerStore) -> None:
+        self._store = store
+        self._under_way: dict[str, asyncio.Task[LedgerImage]] = {}
+
+    async def of(self, org: str, now_ms: int) -> LedgerImage:
+        """`org_image`, or the one under way. Raises `UnavailableError`."""
+        task = self._under_way.get(org)
+        if task is None:
+            task = asyncio.create_task(org_image(self._store, org, now_ms))
+            self._under_way[org] = task
+            task.add_done_callback(lambda _: self._under_way.pop(org))
+        # An asker who goes away must not take it from the others.
+        return await asyncio.shield(task)
 
 
 def image_fields(ledger_image: LedgerImage) -> dict[str, Any]:

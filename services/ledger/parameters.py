@@ -45,12 +45,18 @@ Instant = Annotated[str, AfterValidator(_instant)]
 class _Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    team: Name | None = None
-    agent: Name | None = None
-    vendor: Name | None = None
-    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    since: Instant | None = None
-    until: Instant | None = None
+    team: Name | None = Field(None, description="Calls of this team only.")
+    agent: Name | None = Field(None, description="Calls of this agent only.")
+    vendor: Name | None = Field(None, description="Calls to this vendor only.")
+    model: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="Calls that asked for this model or were priced as it only."
+    )
+    since: Instant | None = Field(
+        None, description="From this instant on: an RFC 3339 time with a zone.", examples=["2026-03-01T00:00:00Z"]
+    )
+    until: Instant | None = Field(
+        None, description="Before this instant: an RFC 3339 time with a zone.", examples=["2026-04-01T00:00:00Z"]
+    )
 
     def filters(self) -> dict[str, str | None]:
         """Columns to filter by."""
@@ -68,17 +74,28 @@ class _Parameters(BaseModel):
 class PageParameters(_Parameters):
     """``GET /v1/transactions``."""
 
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
-    cursor: Annotated[str, Field(max_length=400)] | None = None
-    state: State | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = Field(50, description="How many to a page at the most.")
+    cursor: Annotated[str, Field(max_length=400)] | None = Field(
+        None, description="The `next_cursor` of the page before, unchanged; the other parameters as for that page."
+    )
+    state: State | None = Field(None, description="Transactions in this state only.")
 
 
 class SpendParameters(_Parameters):
     """``GET /v1/spend``: either a `window` (the last 30 days unless said otherwise) or `since` and `until`."""
 
-    by: Dimension = "org"
-    window: Annotated[str, Field(max_length=40)] | None = None
-    zone: Annotated[str, Field(max_length=60)] | None = None
+    by: Dimension = Field("org", description="What to sum up by.")
+    window: Annotated[str, Field(max_length=40)] | None = Field(
+        None,
+        description="The span to sum up: the current hour, day or month, or a length up to now such as 90m, 24h or 30d."
+        " 30d unless said otherwise; not together with since and until.",
+        examples=["month", "24h"],
+    )
+    zone: Annotated[str, Field(max_length=60)] | None = Field(
+        None,
+        description="Whose hour, day or month: an IANA time zone; UTC unless said otherwise.",
+        examples=["Europe/Berlin"],
+    )
 
     def spend_span_ms(self, now_ms: int) -> tuple[int | None, int | None]:
         """The span to sum up, in Unix milliseconds. Raises `WindowError`."""

@@ -16,15 +16,17 @@ from services.core.money import format_usd
 from services.core.ports import (
     Directory,
     EventLog,
+    GoneError,
     HotState,
     Incoming,
     LedgerStore,
     TopicPartition,
+    UnavailableError,
 )
 from services.core.reserve import peek
 from services.core.snapshot import decode_snapshot
 from services.core.windows import CalendarSpan, format_window, parse_span
-from services.ledger.errors import HotStateUnavailableError
+from services.ledger.errors import ApiError, HotStateUnavailableError
 from services.ledger.fences import next_offsets
 from services.ledger.image import org_image
 from services.ledger.query import count_events
@@ -33,6 +35,8 @@ SOURCES: Final = (Reservation.TOPIC, Settlement.TOPIC, Denial.TOPIC)
 FOLDED: Final = (Reservation.TOPIC, Settlement.TOPIC)
 # How long to wait for ledger and fold to reach the log's end before saying that they lag.
 PATIENCE_S: Final = 2.0
+# How long a comparison may take in all, waiting for its turn included; a log that is away may go on saying nothing.
+DEADLINE_S: Final = 20.0
 _PAUSE_S: Final = 0.1
 _COUNTED: Final = {
     "reservations": Reservation.TYPE,
@@ -115,22 +119,38 @@ class Reconciler:
         self._places: tuple[TopicPartition, ...] = ()
 
     async def reconcile(self, org: str) -> dict[str, Any]:
-        """The comparison as JSON. Raises `UnavailableError` when an engine is away or the org's hot state is cold.
+        """The comparison as JSON. Raises `UnavailableError` when an engine is away or the org's hot state is cold, and
+        `ApiError` (503) when it takes longer than `DEADLINE_S`.
 
         It is exact while nothing moves. `lagging` says that something did, or that ledger or fold are behind the log.
+        `log_compared` is false when the log no longer reaches back to its beginning: then hot state and ledger alone
+        are compared.
         """
-        async with self._one_at_a_time:
-            before = await self._level_progress()
-            now_ms = await self._hot.now_ms()
-            budgets = await self._budgets(org)
-            image = (await org_image(self._store, org, now_ms)).image
-            proposals = tuple(_alive(budgets, image, now_ms))
-            standings = await self._hot.peek(org, proposals)
-            if standings is None:
-                raise HotStateUnavailableError(f"the hot state of {org} is being rebuilt")
-            reading = await self._read_log(org, before.log, now_ms)
-            counted = await count_events(self._store, org)
-            after = await self._progress()
+        limit = asyncio.timeout(DEADLINE_S)
+        try:
+            async with limit, self._one_at_a_time:
+                return await self._compare(org)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            message = (
+                f"the books could not be compared within {DEADLINE_S:g} s: the log, the ledger or the hot state"
+                " is slow or away, or others are asking as well; try again later"
+            )
+            raise ApiError(503, "ledger_unavailable", message) from error
+
+    async def _compare(self, org: str) -> dict[str, Any]:
+        before = await self._level_progress()
+        now_ms = await self._hot.now_ms()
+        budgets = await self._budgets(org)
+        image = (await org_image(self._store, org, now_ms)).image
+        proposals = tuple(_alive(budgets, image, now_ms))
+        standings = await self._hot.peek(org, proposals)
+        if standings is None:
+            raise HotStateUnavailableError(f"the hot state of {org} is being rebuilt")
+        reading = await self._read_log(org, before.log, now_ms)
+        counted = await count_events(self._store, org)
+        after = await self._progress()
         ledger = OrgState()
         load(ledger, image, "ledger", now_ms)
         found: dict[str, tuple[Standing, ...] | None] = {
@@ -147,6 +167,7 @@ class Reconciler:
         return {
             "org": org,
             "agree": events["agree"] and all(row["agree"] for row in rows),
+            "log_compared": reading is not None,
             "lagging": not before.is_level() or after.log != before.log,
             "budgets": rows,
             "events": events,
@@ -171,7 +192,10 @@ class Reconciler:
 
     async def _progress(self) -> Progress:
         if not self._places:
-            counts = {topic: await self._event_log.partitions(topic) for topic in SOURCES}
+            try:
+                counts = {topic: await self._event_log.partitions(topic) for topic in SOURCES}
+            except GoneError as error:
+                raise UnavailableError(f"the log is not set up yet: {error}") from error
             self._places = tuple(TopicPartition(topic, at) for topic, count in counts.items() for at in range(count))
         folded = [place for place in self._places if place.topic in FOLDED]
         ledger, fold = await next_offsets(self._store), await self._hot.fold_fences(folded)
@@ -183,9 +207,17 @@ class Reconciler:
         if any(lows.values()):
             return None
         reading = LogReading(org, now_ms)
+        try:
+            await self._read_up_to(ends, reading)
+        except GoneError:
+            # Retention has passed the beginning since we looked.
+            return None
+        return reading
+
+    async def _read_up_to(self, ends: Mapping[TopicPartition, int], reading: LogReading) -> None:
         missing = {place: end for place, end in ends.items() if end > 0}
         if not missing:
-            return reading
+            return
         batches = self._event_log.read(dict.fromkeys(missing, 0))
         async with contextlib.aclosing(cast(AsyncGenerator[Sequence[Incoming], None], batches)) as closing:
             async for batch in closing:
@@ -198,7 +230,6 @@ class Reconciler:
                     break
                 # Folding is computing: the sink and other callers must have their turn.
                 await asyncio.sleep(0)
-        return reading
 
 
 def _alive(budgets: Sequence[Budget], image: OrgImage, now_ms: int) -> Iterator[Proposal]:

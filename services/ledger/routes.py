@@ -4,18 +4,25 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 
 from services.core.codec import format_time
 from services.core.identity import IdentityError, check_name
 from services.core.ports import LedgerStore
 from services.ledger import errors
+from services.ledger.answers import (
+    ErrorAnswer,
+    ReconciliationAnswer,
+    SpendAnswer,
+    TransactionAnswer,
+    TransactionsAnswer,
+)
 from services.ledger.auth import Gate, scope_of
 from services.ledger.errors import ApiError, json_answer
 from services.ledger.fences import next_offsets
-from services.ledger.image import image_fields, next_offsets_fields, org_image
+from services.ledger.image import Images, image_fields, next_offsets_fields
 from services.ledger.parameters import PageParameters, SpendParameters
 from services.ledger.query import find_transaction, list_transactions, spend
 from services.ledger.reconcile import Reconciler
@@ -23,6 +30,15 @@ from services.ledger.reconcile import Reconciler
 # A call's events are in the ledger this long after it at most, unless something is away.
 PATIENCE_S: Final = 1.0
 _PAUSE_S: Final = 0.05
+
+_ERRORS: Final = {
+    400: "A parameter can't be taken as it is; `field` names it.",
+    401: "No key, or one that is unknown or revoked.",
+    403: "The key's pins or its role do not allow this.",
+    404: "There is no such thing, or none that this key may see.",
+    500: "A fault of Farthing's.",
+    503: "An engine is away or too slow, or the hot state is being rebuilt; the call may be repeated.",
+}
 
 Readiness = Callable[[], Awaitable[str | None]]
 router = APIRouter()
@@ -40,20 +56,37 @@ class Context:
 
 def build_api(context: Context) -> FastAPI:
     """The ASGI application."""
-    api = FastAPI(title="Farthing ledger", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    api = FastAPI(
+        title="Farthing ledger",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        # FastAPI would trace every probe and dependency; the spans of a call are ours.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
     api.state.context = context
+    api.state.images = Images(context.store)
     api.include_router(router)
     errors.install(api)
     return api
 
 
-@router.get("/healthz")
+def _documented(model: type[Any], text: str, *errors_told: int) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route, for its description."""
+    told: dict[int | str, dict[str, Any]] = {200: {"model": model, "description": text}}
+    for status in (400, 401, 403, *errors_told, 500, 503):
+        told[status] = {"model": ErrorAnswer, "description": _ERRORS[status]}
+    return told
+
+
+@router.get("/healthz", include_in_schema=False)
 async def healthz() -> Response:
     """Up."""
     return json_answer({"status": "ok"})
 
 
-@router.get("/readyz")
+@router.get("/readyz", include_in_schema=False)
 async def readyz(request: Request) -> Response:
     """Able to serve: 200, or 503 with the reason."""
     reason = await _context(request).readiness()
@@ -62,8 +95,11 @@ async def readyz(request: Request) -> Response:
     return json_answer({"status": "ok"})
 
 
-@router.get("/v1/transactions/{transaction_id}")
-async def one_transaction(request: Request, transaction_id: str) -> Response:
+@router.get("/v1/transactions/{transaction_id}", responses=_documented(TransactionAnswer, "The transaction.", 404))
+async def one_transaction(
+    request: Request,
+    transaction_id: Annotated[str, Path(description="As the gateway's answer to the call told it: txn_…")],
+) -> Response:
     """All that is known of one call. Waits a moment for events of a call that has only just ended."""
     context = _context(request)
     _refuse_parameters(request)
@@ -80,7 +116,9 @@ async def one_transaction(request: Request, transaction_id: str) -> Response:
     return json_answer(transaction.fields())
 
 
-@router.get("/v1/transactions")
+@router.get(
+    "/v1/transactions", responses=_documented(TransactionsAnswer, "A page; ask for the next by its next_cursor.")
+)
 async def transactions(request: Request, parameters: Annotated[PageParameters, Query()]) -> Response:
     """Transactions, newest first, a page at a time."""
     context = _context(request)
@@ -90,7 +128,7 @@ async def transactions(request: Request, parameters: Annotated[PageParameters, Q
     return json_answer({"transactions": [each.fields() for each in page.transactions], "next_cursor": page.next_cursor})
 
 
-@router.get("/v1/spend")
+@router.get("/v1/spend", responses=_documented(SpendAnswer, "The sums."))
 async def spend_by(request: Request, parameters: Annotated[SpendParameters, Query()]) -> Response:
     """Spend by one dimension over a span of time, dearest first, with totals."""
     context = _context(request)
@@ -106,16 +144,16 @@ async def spend_by(request: Request, parameters: Annotated[SpendParameters, Quer
     return json_answer(told | await spend(context.store, scope, parameters.by))
 
 
-@router.get("/v1/reconciliation")
+@router.get("/v1/reconciliation", responses=_documented(ReconciliationAnswer, "The comparison."))
 async def reconciliation(request: Request) -> Response:
-    """Hot state, ledger and log of the caller's org, side by side."""
+    """Hot state, ledger and log of the caller's org, side by side. Needs an org_admin key."""
     context = _context(request)
     _refuse_parameters(request)
     record = await context.gate.admin(request)
     return json_answer(await context.reconciler.reconcile(record.org))
 
 
-@router.get("/internal/v1/next-offsets")
+@router.get("/internal/v1/next-offsets", include_in_schema=False)
 async def all_next_offsets(request: Request) -> Response:
     """The next offset the ledger will take of each partition it has rows of."""
     context = _context(request)
@@ -123,12 +161,13 @@ async def all_next_offsets(request: Request) -> Response:
     return json_answer(next_offsets_fields(await next_offsets(context.store)))
 
 
-@router.get("/internal/v1/orgs/{org}/image")
+@router.get("/internal/v1/orgs/{org}/image", include_in_schema=False)
 async def image(request: Request, org: str) -> Response:
     """An org's figures for the rebuild of its hot state; see `services.ledger.image`."""
     context = _context(request)
     context.gate.check_service(request)
-    return json_answer(image_fields(await org_image(context.store, org, time.time_ns() // 1_000_000)))
+    images: Images = request.app.state.images
+    return json_answer(image_fields(await images.of(org, time.time_ns() // 1_000_000)))
 
 
 def _context(request: Request) -> Context:

@@ -1,4 +1,7 @@
-"""The management API is what ``schemas/openapi/control.json`` says it is."""
+"""The management API is what ``schemas/openapi/control.json`` says it is; the ledger's file is that of its code.
+
+That the ledger answers as its description says is tested with its API, which needs a ledger.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 
 from services.control.api import build_api
 from tests.support.control import Away, running_control
-from tools.dump_openapi import DESCRIPTION, describe
+from tools.dump_openapi import CONTROL, LEDGER, describe
 
 OPERATIONS = {
     "GET /api/v1/org",
@@ -36,7 +39,7 @@ OPERATIONS = {
 
 @pytest.fixture(scope="module")
 def description() -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(DESCRIPTION.read_text())
+    document: dict[str, Any] = json.loads(CONTROL.read_text())
     return document
 
 
@@ -48,8 +51,31 @@ def operations(description: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_the_committed_description_is_current() -> None:
-    assert DESCRIPTION.read_text() == describe(), "run: python -m tools.dump_openapi"
+@pytest.mark.parametrize("path", [CONTROL, LEDGER], ids=lambda path: path.name)
+def test_the_committed_descriptions_are_current(path: Path) -> None:
+    assert path.read_text() == describe(path), "run: python -m tools.dump_openapi"
+
+
+def test_the_ledgers_description_tells_what_callers_may_ask() -> None:
+    ledger = json.loads(LEDGER.read_text())
+    parameters = {
+        name: {each["name"] for each in operation.get("parameters", ())}
+        for name, operation in operations(ledger).items()
+    }
+    filters = {"team", "agent", "vendor", "model", "since", "until"}
+    assert parameters == {
+        "GET /v1/transactions": filters | {"limit", "cursor", "state"},
+        "GET /v1/transactions/{transaction_id}": {"transaction_id"},
+        "GET /v1/spend": filters | {"by", "window", "zone"},
+        "GET /v1/reconciliation": set(),
+    }
+    for operation in operations(ledger).values():
+        assert operation["security"] == [{"key": []}]
+        assert operation["description"]
+        assert all(each["description"] for each in operation.get("parameters", ()))
+        for status, answer in operation["responses"].items():
+            assert ("ErrorAnswer" in str(answer["content"])) == (status != "200")
+    assert ledger["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
 
 async def test_the_description_and_its_pages_are_served(description: dict[str, Any]) -> None:

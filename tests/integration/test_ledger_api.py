@@ -1,11 +1,12 @@
 """The ledger's API on a real ClickHouse engine: transactions, spend, reconciliation, and who may see what."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 
 from services.adapters.clickhouse import ClickHouse
@@ -17,13 +18,14 @@ from services.core.events import Denial, Event, Expiry, Reservation, Settlement,
 from services.core.fold import step_of
 from services.core.hotstate import Admitted, HoldRequest
 from services.core.identity import KeyRecord, Role, hash_key
-from services.core.ports import Incoming, Outgoing, TopicPartition, UnavailableError
+from services.core.ports import GoneError, Incoming, Outgoing, Query, TopicPartition, UnavailableError
 from services.core.snapshot import Snapshot, encode_snapshot
 from services.core.windows import CalendarWindow, RollingWindow
 from services.ledger import reconcile as reconcile_module
 from services.ledger import routes
 from services.ledger import sink as sink_module
 from services.ledger.auth import Gate
+from services.ledger.description import describe
 from services.ledger.reconcile import FOLDED, Reconciler
 from services.ledger.routes import Context, build_api
 from services.ledger.rows import event_row
@@ -445,6 +447,56 @@ async def test_the_image_over_http_is_as_the_aggregator_reads_it(world: World) -
     assert {"topic": Settlement.TOPIC, "partition": 0, "offset": 1} in offsets["next_offsets"]
 
 
+async def test_images_asked_for_at_once_are_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.tell(await world.admit("txn_1", 1_000))
+    asked: list[int] = []
+    query = world.rig.store.query
+
+    async def slow(*queries: Query) -> Any:
+        asked.append(len(queries))
+        await asyncio.sleep(0.2)
+        return await query(*queries)
+
+    monkeypatch.setattr(world.rig.store, "query", slow)
+    images = await asyncio.gather(*(world.json("/internal/v1/orgs/default/image", TOKEN) for _ in range(3)))
+    assert asked == [5]
+    assert [[hold["reservation_id"] for hold in each["holds"]] for each in images] == [["txn_1"]] * 3
+
+
+# ---- the description ------------------------------------------------------------------------------------------------
+
+
+async def test_answers_have_the_form_they_are_described_with(world: World) -> None:
+    description = describe()
+    components = {"components": description["components"]}
+    held, first, late = [await world.admit(f"txn_{number}", 1_000) for number in range(3)]
+    await world.tell(held, first, late, settled(first, 900), expired(late, 1_000), DENIAL, UNKNOWN_MODEL)
+    month = {"by": "team", "window": "month", "zone": "Europe/Berlin"}
+    requests: list[tuple[str, str, dict[str, str]]] = [
+        ("/v1/transactions", "/v1/transactions", {"limit": "2"}),
+        ("/v1/transactions", "/v1/transactions", {}),
+        *(("/v1/transactions/{transaction_id}", f"/v1/transactions/txn_{number}", {}) for number in range(3)),
+        ("/v1/transactions/{transaction_id}", f"/v1/transactions/{DENIAL.transaction_id}", {}),
+        ("/v1/transactions/{transaction_id}", f"/v1/transactions/{UNKNOWN_MODEL.transaction_id}", {}),
+        ("/v1/transactions/{transaction_id}", "/v1/transactions/txn_unknown", {}),
+        ("/v1/spend", "/v1/spend", month),
+        ("/v1/spend", "/v1/spend", {"since": "2020-01-01T00:00:00Z"}),
+        ("/v1/spend", "/v1/spend", {"by": "nobody"}),
+        ("/v1/reconciliation", "/v1/reconciliation", {}),
+    ]
+    statuses = []
+    for template, path, parameters in requests:
+        response = await world.get(path, **parameters)
+        described = description["paths"][template]["get"]["responses"][str(response.status_code)]
+        jsonschema.validate(response.json(), described["content"]["application/json"]["schema"] | components)
+        statuses.append(response.status_code)
+    assert {template for template, *_ in requests} == set(description["paths"])
+    assert (statuses.count(200), statuses.count(400), statuses.count(404)) == (10, 1, 1)
+    world.log.trim(TopicPartition(Denial.TOPIC, 0), 1)
+    schema = {"$ref": "#/components/schemas/ReconciliationAnswer"} | components
+    jsonschema.validate(await world.json("/v1/reconciliation"), schema)
+
+
 # ---- reconciliation -------------------------------------------------------------------------------------------------
 
 
@@ -520,6 +572,58 @@ async def test_a_log_that_has_been_trimmed_can_not_be_a_book(world: World) -> No
     assert answer["agree"] is True
     assert answer["events"]["log"] is None
     assert all(row["log"] is None for row in answer["budgets"])
+
+
+async def test_a_log_that_is_not_compared_is_said_so(world: World) -> None:
+    await some_calls(world)
+    assert (await world.json("/v1/reconciliation"))["log_compared"] is True
+    world.log.trim(TopicPartition(Denial.TOPIC, 0), 1)
+    assert (await world.json("/v1/reconciliation"))["log_compared"] is False
+
+
+async def test_a_log_that_is_trimmed_meanwhile_can_not_be_a_book(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await some_calls(world)
+    low_offsets = world.log.low_offsets
+
+    async def then_trimmed(places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int]:
+        lows = await low_offsets(places)
+        world.log.trim(TopicPartition(Reservation.TOPIC, 0), 2)
+        return lows
+
+    monkeypatch.setattr(world.log, "low_offsets", then_trimmed)
+    answer = await world.json("/v1/reconciliation")
+    assert (answer["agree"], answer["log_compared"]) == (True, False)
+
+
+async def test_a_log_without_its_topics_is_503(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def missing(topic: str) -> int:
+        raise GoneError(f"topic {topic!r} is not there")
+
+    monkeypatch.setattr(world.log, "partitions", missing)
+    answer = await world.get("/v1/reconciliation")
+    assert (answer.status_code, answer.json()["error"]) == (503, "ledger_unavailable")
+
+
+async def test_a_log_that_says_nothing_more_is_not_waited_for_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await some_calls(world)
+
+    async def silent(start: Mapping[TopicPartition, int]) -> AsyncIterator[Sequence[Incoming]]:
+        while True:
+            await asyncio.sleep(0.01)
+            yield []
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.log, "read", silent)
+        patched.setattr(reconcile_module, "DEADLINE_S", 0.3)
+        # The second waits for its turn, and no longer than the first.
+        answers = await asyncio.wait_for(asyncio.gather(*(world.get("/v1/reconciliation") for _ in range(2))), 5)
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]) == (503, "ledger_unavailable")
+        assert "could not be compared within 0.3 s" in answer.json()["message"]
+        assert answer.headers["retry-after"]
+    assert (await world.json("/v1/reconciliation"))["agree"] is True
 
 
 async def test_reconciliation_is_for_admins_of_a_warm_org(world: World) -> None:

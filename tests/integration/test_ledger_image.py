@@ -1,15 +1,19 @@
-"""Which ended holds an image still carries, by when the ledger recorded their ends."""
+"""Which holds an image still carries, by when the ledger recorded their ends, and how far back it looks at all."""
 
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from services.adapters.clickhouse import ClickHouse
 from services.core.budgets import Charge
 from services.core.codec import decode, format_time, to_message
 from services.core.events import Event, Expiry, Reservation, Settlement, Stamped
 from services.core.hotstate import EXPIRY_PRODUCER, TOMBSTONE_MS
-from services.core.ports import Incoming
-from services.core.windows import CalendarSpan, RollingSpan
-from services.ledger.image import CLOCK_SLACK_MS, org_image
+from services.core.ports import Incoming, Query
+from services.core.windows import MAX_ROLLING_MS, CalendarSpan, RollingSpan, RollingWindow, span_at
+from services.ledger import image as image_module
+from services.ledger.image import CLOCK_SLACK_MS, EVENT_SLACK_MS, LONGEST_LIFE_MS, org_image
 from services.ledger.rows import event_row
 from tests.support.examples import FACTS, RESERVATION, SETTLEMENT
 from tests.support.ledger import now_ms
@@ -37,16 +41,16 @@ class Recorder:
         await self._store.insert("events", [row], f"row {self._offset}")
 
 
-def reservation(name: str, *charges: Charge) -> Reservation:
-    return replace(RESERVATION, transaction_id=name, charges=charges)
+def reservation(name: str, *charges: Charge, at_ms: int = NOW_MS) -> Reservation:
+    return replace(RESERVATION, transaction_id=name, time_ms=at_ms, charges=charges)
 
 
-def settlement(name: str, *charges: Charge) -> Settlement:
-    return replace(SETTLEMENT, transaction_id=name, charges=charges)
+def settlement(name: str, *charges: Charge, at_ms: int = NOW_MS) -> Settlement:
+    return replace(SETTLEMENT, transaction_id=name, time_ms=at_ms, charges=charges)
 
 
-def expiry(name: str, *charges: Charge) -> Expiry:
-    return Expiry(name, RESERVATION.time_ms, FACTS, 5, 5, charges)
+def expiry(name: str, *charges: Charge, at_ms: int = NOW_MS) -> Expiry:
+    return Expiry(name, at_ms, FACTS, 5, 5, charges)
 
 
 async def test_ends_are_remembered_as_long_as_another_event_could_come(ledger_store: ClickHouse) -> None:
@@ -81,3 +85,70 @@ async def test_an_end_that_may_come_again_is_remembered_until_its_windows_are_go
     assert holds["expired"].booked_nano == 5
     assert (holds["settled"].amount_nano, holds["settled"].charges) == (RESERVATION.held_nano, (long_window,))
     assert holds["settled"].expires_at_ms == RESERVATION.expires_at_ms
+
+
+async def test_a_call_in_the_last_moment_of_the_longest_window_still_counts(ledger_store: ClickHouse) -> None:
+    """Spent, held and expired: all of it is as old as anything alive can be."""
+    longest = RollingWindow(MAX_ROLLING_MS)
+    at_ms = (NOW_MS // longest.bucket_ms - 60) * longest.bucket_ms
+    charge = Charge("bud_4", "org:default", span_at(longest, at_ms).key())
+    assert NOW_MS - at_ms > MAX_ROLLING_MS
+    recorder = Recorder(ledger_store)
+    for name in ("open", "settled", "expired"):
+        await recorder.record(reservation(name, charge, at_ms=at_ms), LONG_MS)
+    await recorder.record(settlement("settled", charge, at_ms=at_ms), LONG_MS)
+    await recorder.record(expiry("expired", charge, at_ms=at_ms), LONG_MS)
+    image = (await org_image(ledger_store, "default", NOW_MS)).image
+    assert image.spent_nano == {("bud_4", charge.window): SETTLEMENT.cost_nano + 5}
+    assert {name: hold.phase for name, hold in image.holds.items()} == {"open": "held", "expired": "expired"}
+    assert image.holds["expired"].admitted_at_ms == at_ms
+
+
+async def test_what_no_window_can_be_alive_for_is_not_looked_at(ledger_store: ClickHouse) -> None:
+    """Rows that claim a window they can't have show that they are not even read."""
+    old_ms = NOW_MS - LONGEST_LIFE_MS - CLOCK_SLACK_MS - 2 * EVENT_SLACK_MS - 1
+    recorder = Recorder(ledger_store)
+    for name in ("open", "settled", "expired"):
+        await recorder.record(reservation(name, ALIVE, at_ms=old_ms), 0)
+    await recorder.record(settlement("settled", ALIVE, at_ms=old_ms), 0)
+    await recorder.record(expiry("expired", ALIVE, at_ms=old_ms), 0)
+    image = (await org_image(ledger_store, "default", NOW_MS)).image
+    assert (image.spent_nano, image.holds, image.producers) == ({}, {}, {})
+
+
+async def test_a_call_on_the_edge_is_not_opened_again(ledger_store: ClickHouse) -> None:
+    """Its end is stamped by another clock, a little before the bound."""
+    edge_ms = NOW_MS - LONGEST_LIFE_MS - CLOCK_SLACK_MS - EVENT_SLACK_MS
+    recorder = Recorder(ledger_store)
+    await recorder.record(reservation("settled", GONE, at_ms=edge_ms + 1_000), LONG_MS)
+    await recorder.record(settlement("settled", GONE, at_ms=edge_ms - 1_000), LONG_MS)
+    assert (await org_image(ledger_store, "default", NOW_MS)).image.holds == {}
+
+
+async def test_days_that_are_past_are_not_read(ledger_store: ClickHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ClickHouse leaves out the parts of days before the bound, for every read of `events`."""
+    recorder = Recorder(ledger_store)
+    for days in (0, 1, 400, 500, 600):
+        await recorder.record(reservation(f"txn_{days}", ALIVE, at_ms=NOW_MS - days * 86_400_000), 0)
+    asked: list[Query] = []
+    query = ledger_store.query
+
+    async def remembered(*queries: Query) -> Any:
+        asked.extend(queries)
+        return await query(*queries)
+
+    monkeypatch.setattr(ledger_store, "query", remembered)
+    await org_image(ledger_store, "default", NOW_MS)
+    statements = [each for each in asked if each.statement in image_module.STATEMENTS]
+    assert len(statements) == 4
+    for each in statements:
+        (lines,) = await query(Query(f"EXPLAIN indexes = 1 {each.statement}", each.parameters))
+        plan = [line["explain"].strip() for line in lines]
+        read = [plan[at + 1 :] for at, line in enumerate(plan) if line == "Partition"]
+        # Which reads of a set a plan tells of differs, so the text must have the bound for each of them.
+        assert each.statement.count("FROM events") == each.statement.count(" time >= ")
+        assert read
+        for after in read:
+            parts = next(line for line in after if line.startswith("Parts:"))
+            # Of 5, or of as many as the days' earliest and latest times leave over already.
+            assert parts.startswith("Parts: 2/"), each.statement

@@ -1,6 +1,8 @@
 """The ledger's image as the aggregator reads it, from the very JSON the ledger writes."""
 
+import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
@@ -61,6 +63,25 @@ async def test_a_ledger_that_is_not_there_is_asked_again() -> None:
     view = HttpLedgerView("http://127.0.0.1:1", "secret")
     with pytest.raises(UnavailableError, match="the ledger: ConnectError"):
         await view.next_offsets()
+    await view.close()
+
+
+async def test_an_image_may_take_longer_than_the_rest(ledger: LedgerStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = ledger.answer
+
+    def slow(path: str) -> Any:
+        time.sleep(0.3)
+        return answer(path)
+
+    monkeypatch.setattr(ledger, "answer", slow)
+    view = HttpLedgerView(ledger.url, "secret", timeout_s=0.1)
+    assert (await view.org_image("default")).image.holds == {}
+    with pytest.raises(UnavailableError, match="ReadTimeout"):
+        await view.next_offsets()
+    await view.close()
+    view = HttpLedgerView(ledger.url, "secret", image_timeout_s=0.1)
+    with pytest.raises(UnavailableError, match="ReadTimeout"):
+        await view.org_image("default")
     await view.close()
 
 
