@@ -9,7 +9,7 @@ NANO_PER_USD: Final = 1_000_000_000
 MAX_LIMIT_NANO: Final = 1_000_000_000 * NANO_PER_USD
 _MAX_NANO: Final = 2**63 - 1
 
-_USD: Final = re.compile(r"(?P<sign>-?)(?P<whole>\d{1,10})(?:\.(?P<fraction>\d{1,9}))?")
+_USD: Final = re.compile(r"(?P<sign>-?)(?P<whole>\d{1,30})(?:\.(?P<fraction>\d{1,9}))?")
 
 
 class MoneyError(ValueError):

@@ -143,6 +143,8 @@ class DataDir:
         if not version.exists():
             self.path.chmod(0o700)
             write_private(version, FORMAT + "\n")
+            # It holds secrets, and may lie in somebody's checkout under any name.
+            write_private(self.path / ".gitignore", "*\n")
         for name in ("secrets", "logs", "run"):
             self.folder(name)
 

@@ -18,6 +18,7 @@ def test_is_made_closed_to_others_and_opens_again(tmp_path: Path) -> None:
     for _ in range(2):
         data = DataDir.open(tmp_path / "deep" / "data")
         assert data.path.stat().st_mode & 0o777 == 0o700
+        assert (data.path / ".gitignore").read_text() == "*\n"
         assert (data.path / "VERSION").read_text() == "1\n"
         data.close()
 

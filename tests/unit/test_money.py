@@ -63,3 +63,8 @@ def test_the_one_rounding_is_half_even(numerator: int, denominator: int) -> None
 def test_ties_go_to_the_even_neighbour(numerator: int, denominator: int, expected: int) -> None:
     assert divide_half_even(numerator, denominator) == expected
     assert expected == int((Decimal(numerator) / Decimal(denominator)).quantize(Decimal(1), ROUND_HALF_EVEN))
+
+
+def test_a_large_amount_is_told_apart_from_what_is_none() -> None:
+    with pytest.raises(MoneyError, match="more than Farthing can count"):
+        parse_usd("99999999999999")
