@@ -54,16 +54,6 @@ def step_of(stamped: Stamped, offset: int) -> FoldStep | None:
             return None
 
 
-def check_contiguous(expected: int, offsets: Sequence[int]) -> None:
-    """Raises `OffsetGapError` unless the offsets at or past `expected` run from it without a gap."""
-    for offset in offsets:
-        if offset < expected:
-            continue
-        if offset != expected:
-            raise OffsetGapError(f"expected offset {expected}, but the log continued at {offset}")
-        expected += 1
-
-
 def apply(
     state: OrgState, topic: str, partition: int, steps: Iterable[FoldStep], next_offset: int, now_ms: int
 ) -> ApplyAnswer:

@@ -180,7 +180,7 @@ async def _keep_gauges(outbox: SqliteOutbox, assembly: Assembly) -> None:
 
 
 def _event_log(settings: Settings) -> EventLog:
-    # Each profile installs the client of its own log only.
+    # Only the client of the log in use is loaded: the other would slow the start for nothing.
     if settings.kafka is not None:
         from services.adapters.kafka import KafkaLog
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.core.budgets import Charge
 from services.core.events import CallFacts, Denial, Expiry, Reservation, Settlement, Stamped
-from services.core.fold import OffsetGapError, apply, check_contiguous, forget, image_of, load, step_of
+from services.core.fold import apply, forget, image_of, load, step_of
 from services.core.hotstate import (
     CLOCK_MARGIN_MS,
     MAX_FIGURE,
@@ -320,16 +320,6 @@ def test_steps_of_events() -> None:
     assert (settled.kind, settled.amount_nano, settled.charges) == ("settle", 30, CHARGES)
     assert (expired.kind, expired.amount_nano) == ("expire", 45)
     assert step_of(Stamped(denial, "gw_1", 5), 14) is None
-
-
-def test_offsets_must_run_on_without_a_gap() -> None:
-    check_contiguous(5, [])
-    check_contiguous(5, [5, 6, 7])
-    check_contiguous(5, [2, 3, 4, 5, 6])
-    check_contiguous(5, [3, 4])
-    for offsets in ([6], [5, 7], [4, 6], [5, 6, 8]):
-        with pytest.raises(OffsetGapError, match="but the log continued at"):
-            check_contiguous(5, offsets)
 
 
 def test_every_interleaving_of_topics_that_a_replay_may_take_ends_alike() -> None:
