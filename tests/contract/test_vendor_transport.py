@@ -66,6 +66,26 @@ async def test_chunks_come_as_they_are_sent(transport: VendorTransport, openai_v
     assert seen[2][1] - seen[0][1] > 0.15
 
 
+async def test_trailers_do_not_swallow_the_end_of_the_body(transport: VendorTransport) -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":7}}\n\ndata: [DONE]\n\n'
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            await reader.readuntil(b"\r\n\r\n{}")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n")
+            writer.write(b"trailer: x-checksum, server-timing\r\n\r\n")
+            writer.write(b"%x\r\n%b\r\n0\r\nx-checksum: 1f\r\nserver-timing: total;dur=5\r\n\r\n" % (len(usage), usage))
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for _ in range(2):  # the second on the same line: nothing of the first may be left on it
+            _, _, chunks = await read(transport, post(url))
+            assert b"".join(chunks) == usage
+
+
 async def test_connections_are_used_again(transport: VendorTransport) -> None:
     connections = []
 
@@ -174,6 +194,7 @@ async def test_calls_past_the_limit_wait_for_a_connection(openai_vendor: StandIn
 
 
 async def test_a_cancelled_call_gives_its_connection_back(openai_vendor: StandInVendor) -> None:
+    openai_vendor.always(Answer((b"{}",)))
     openai_vendor.answer_with(Answer((b"late",), delay_s=5))
     transport = HttpxTransport(max_connections=1)
     call = asyncio.create_task(transport.send(post(openai_vendor.url)))
@@ -188,6 +209,7 @@ async def test_a_cancelled_call_gives_its_connection_back(openai_vendor: StandIn
 async def test_connections_that_nobody_takes_are_closed_without_a_further_call(
     openai_vendor: StandInVendor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    openai_vendor.always(Answer((b"{}",)))
     monkeypatch.setattr("services.adapters.http_transport.KEEP_ALIVE_S", 0.1)
     transport = HttpxTransport()
     await asyncio.gather(*(read(transport, post(openai_vendor.url)) for _ in range(3)))

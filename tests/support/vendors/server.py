@@ -1,28 +1,28 @@
-"""A stand-in for OpenAI: a small raw HTTP server that records what it got and answers what it is told, to the byte."""
+"""A small raw HTTP server that records what it got and answers what it is told, to the byte."""
 
 import asyncio
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
-import pytest
-
-from tests.support import openai_answers
+from tests.support.vendors.framing import dump
 
 Framing = Literal["length", "chunked", "close"]
 
 
 @dataclass(frozen=True)
 class Received:
-    """A request as it came in: header names in lower case, in order."""
+    """A request as it came in: header names in lower case, in order. `credential` is what the vendor looks for."""
 
     method: str
     target: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    credential: str | None = None
 
     def header(self, name: str) -> str | None:
         """The first value of a header."""
@@ -31,6 +31,15 @@ class Received:
     def json(self) -> Any:
         """The body, decoded."""
         return json.loads(self.body)
+
+    @property
+    def path(self) -> str:
+        """The target without its query."""
+        return urlsplit(self.target).path
+
+    def query(self, name: str) -> str | None:
+        """The first value of a query parameter."""
+        return next(iter(parse_qs(urlsplit(self.target).query).get(name, [])), None)
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,11 @@ class Answer:
     piece_delay_s: float = 0.0
     hang_up_after: int | None = None
 
+    @property
+    def body(self) -> bytes:
+        """The whole body."""
+        return b"".join(self.pieces)
+
     def head(self) -> bytes:
         """The status line and headers."""
         lines = [f"HTTP/1.1 {self.status} Stand-In", *(f"{name}: {value}" for name, value in self.headers)]
@@ -63,39 +77,41 @@ class Answer:
 
 def json_answer(value: object, status: int = 200, **options: Any) -> Answer:
     """A JSON body in one piece."""
-    return Answer((openai_answers.dump(value),), status, **options)
+    return Answer((dump(value),), status, **options)
 
 
-def stream_answer(pieces: list[bytes], **options: Any) -> Answer:
-    """An event stream, a chunk a piece."""
-    headers = (("content-type", "text/event-stream; charset=utf-8"), ("x-request-id", "req_stand_in"))
+def stream_answer(pieces: list[bytes], kind: str = "text/event-stream; charset=utf-8", **options: Any) -> Answer:
+    """An event stream, or another stream of `kind`, a piece at a time."""
+    headers = (("content-type", kind), ("x-request-id", "req_stand_in"))
     return replace(Answer(tuple(pieces), headers=headers, framing="chunked"), **options)
 
 
-def like_openai(request: Received) -> Answer:
-    """What OpenAI would answer to a good request: JSON or a stream, with usage only where it was asked for."""
-    if request.method == "GET":
-        return json_answer({"object": "list", "data": []})
-    fields = request.json()
-    model = fields.get("model", "gpt-4o")
-    if not fields.get("stream"):
-        return json_answer(openai_answers.completion(model, choices=fields.get("n") or 1))
-    reports = (fields.get("stream_options") or {}).get("include_usage")
-    deltas = openai_answers.text_deltas("Hello", "!", " How", " can", " I", " help", "?")
-    chunks = openai_answers.chunks(deltas, model, openai_answers.usage() if reports else None)
-    return stream_answer(openai_answers.events(chunks))
+def bytes_answer(body: bytes, kind: str, **options: Any) -> Answer:
+    """Any body in one piece."""
+    return Answer((body,), headers=(("content-type", kind), ("x-request-id", "req_stand_in")), **options)
+
+
+def error_answer(
+    body: object, status: int, retry_after: str | None = None, more: tuple[tuple[str, str], ...] = (), **options: Any
+) -> Answer:
+    """An error body; with `retry_after`, its header, and `more` headers."""
+    wait = (("retry-after", retry_after),) if retry_after is not None else ()
+    headers = (("content-type", "application/json"), ("x-request-id", "req_stand_in"), *wait, *more)
+    return Answer((dump(body),), status, headers, **options)
 
 
 @dataclass
-class StandInVendor:
-    """The server, in a thread of its own. `url` is a base URL as clients take it, with ``/v1``.
+class Server:
+    """The server, in a thread of its own.
 
     `requests` are those received so far, `aborted` those whose client hung up before the answer was sent.
+    `otherwise` answers when no scripted answer is left; `credential_of` finds what the vendor takes for its key.
     """
 
+    otherwise: Callable[[Received], Answer]
+    credential_of: Callable[[Received], str | None]
     requests: list[Received] = field(default_factory=list)
     aborted: list[Received] = field(default_factory=list)
-    otherwise: Callable[[Received], Answer] = like_openai
     port: int = 0
 
     def __post_init__(self) -> None:
@@ -105,9 +121,9 @@ class StandInVendor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def url(self) -> str:
-        """The base URL."""
-        return f"http://127.0.0.1:{self.port}/v1"
+    def root(self) -> str:
+        """Where it listens, without a path."""
+        return f"http://127.0.0.1:{self.port}"
 
     def answer_with(self, *answers: Answer) -> None:
         """The answers of the next requests, in order; after them, `otherwise` decides again."""
@@ -120,7 +136,7 @@ class StandInVendor:
     def start(self) -> None:
         """Listens on `port`, or on a free one when that is 0."""
         self._thread.start()
-        self._server = self._run(asyncio.start_server(self._serve, "127.0.0.1", self.port))
+        self._server = self._run(asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**20))
         self.port = self._server.sockets[0].getsockname()[1]
 
     def stop(self) -> None:
@@ -144,9 +160,10 @@ class StandInVendor:
         assert task is not None
         self._tasks.add(task)
         try:
-            while (request := await _read_request(reader)) is not None:
+            while (read := await _read_request(reader)) is not None:
+                request = replace(read, credential=self.credential_of(read))
                 self.requests.append(request)
-                answer = self._queue.popleft() if self._queue else self.otherwise(request)
+                answer = self._queue.popleft() if self._queue else self._decide(request)
                 try:
                     kept_alive = await _send(answer, reader, writer)
                 except ConnectionError:
@@ -159,6 +176,13 @@ class StandInVendor:
         finally:
             self._tasks.discard(task)
             writer.transport.abort()
+
+    def _decide(self, request: Received) -> Answer:
+        try:
+            return self.otherwise(request)
+        except Exception as fault:
+            # A fault of the stand-in must not look like a vendor's: no test expects this status, all show the body.
+            return json_answer({"stand_in_fault": f"{type(fault).__name__}: {fault}"}, 599)
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Received | None:
@@ -215,12 +239,3 @@ async def _flush(writer: asyncio.StreamWriter) -> None:
     # The client gets what was written, then the end of the connection.
     writer.close()
     await writer.wait_closed()
-
-
-@pytest.fixture
-def openai_vendor() -> Iterator[StandInVendor]:
-    """A stand-in for OpenAI, listening on a free port."""
-    vendor = StandInVendor()
-    vendor.start()
-    yield vendor
-    vendor.stop()
