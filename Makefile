@@ -1,5 +1,5 @@
-# `make up` needs Python 3.11 or newer; `make test` needs Java 17 and Maven too, and installs them where it may.
-.PHONY: up test lint lock format bench
+# `make up` needs Python 3.11 or newer; `make test` needs Java 17, Maven and Node 20 too, and installs what it may.
+.PHONY: up test lint lock format bench bench-readers
 
 # Farthing on this machine: make up ARGS="--port 18080 --data-dir ./elsewhere"
 up:
@@ -9,6 +9,7 @@ up:
 # Every check and every test; make test ARGS="-k budgets" for some.
 test: lint
 	@tools/fetch_kafka.sh
+	@tools/setup_clients.sh
 	@.venv/bin/pytest $(ARGS)
 
 lint:
@@ -27,6 +28,11 @@ format:
 bench:
 	@tools/setup.sh dev
 	@.venv/bin/python -m bench.gateway $(ARGS)
+
+# What metering costs for each kind of answer, beside parsing it alone: make bench-readers ARGS="--only openai"
+bench-readers:
+	@tools/setup.sh dev
+	@.venv/bin/python -m bench.readers $(ARGS)
 
 # Pins every package anew, at its latest version that fits.
 lock:

@@ -12,3 +12,4 @@ compile() {
 compile --upgrade pyproject.toml --extra embedded --output-file requirements.lock
 compile --upgrade pyproject.toml --extra dev --constraints requirements.lock --output-file requirements-dev.lock
 compile --upgrade tools/setup.in --constraints requirements-dev.lock --output-file tools/setup.lock
+tools/lock_clients.sh
