@@ -4,12 +4,13 @@ import sys
 
 import typer
 
-from services.commands import budgets, connections, keys
+from services.commands import budgets, connections, keys, orgs, prices, routes
 from services.commands.demo import demo
 from services.commands.doctor import doctor
 from services.commands.errors import CommandError
 from services.commands.output import print_json
-from services.commands.reports import spend, transactions
+from services.commands.price import price
+from services.commands.reports import estimates, spend, transactions
 from services.commands.status import status, version
 from services.commands.up import service, up
 
@@ -20,12 +21,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (up, demo, status, doctor, spend, transactions, version):
+for command in (up, demo, status, doctor, spend, estimates, transactions, price, version):
     app.command()(command)
 app.command(hidden=True)(service)
 app.add_typer(keys.app, name="keys")
 app.add_typer(budgets.app, name="budgets")
 app.add_typer(connections.app, name="connections")
+app.add_typer(prices.app, name="prices")
+app.add_typer(routes.app, name="routes")
+app.add_typer(orgs.app, name="org")
 
 
 def main() -> None:

@@ -1,115 +1,71 @@
-"""Compiles the shipped price catalog from the `genai-prices` package and the sandbox's own models.
+"""Compiles the shipped price catalog from the `genai-prices` package, a few published prices, and the sandbox's own.
 
 ``python -m tools.compile_catalog`` writes ``services/control/prices/catalog.json``; with ``--check`` it only says
 whether that file is what it would write. The same package and `AS_OF` always make the same bytes.
 
-A model is left out, and listed in the file's notes with the reason, when a call of it could cost something that
-Farthing can't see or price yet. Nothing is rounded and nothing is guessed.
+A model or name is left out, and listed in the file's notes with the reason, when a call of it could cost something that
+Farthing can't see or that is not listed. Nothing is rounded and nothing is guessed.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, time
+from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from genai_prices.data import providers
-from genai_prices.types import (
-    ClauseEquals,
-    ClauseOr,
-    ConditionalPrice,
-    ModelInfo,
-    ModelPrice,
-    Provider,
-    StartDateConstraint,
-    TieredPrices,
-)
+from genai_prices.types import ModelInfo, Provider
 
-from services.core.money import NANO_PER_USD
-from services.core.pricing import Rates, catalog_version, rates_fields
+from services.core.catalog import FORMAT, catalog_version, plainer_names
+from tools.catalog.limits import limits_of, listed, source
+from tools.catalog.names import Names, names_of
+from tools.catalog.prices import LeftOutError, base_dollars, periods_of, variants_of
+from tools.catalog.published import PUBLISHED, PUBLISHED_RATES, SANDBOX, left_out
 
 CATALOG: Final = Path(__file__).resolve().parent.parent / "services" / "control" / "prices" / "catalog.json"
 
-# Prices are those in force on this day. Move it when `genai-prices` moves.
-AS_OF: Final = date(2026, 11, 21)
+# When this catalog was compiled. Move it when `genai-prices` moves.
+AS_OF: Final = date(2026, 11, 27)
 
-VENDORS: Final = ("openai",)
-
-# Our components by the price keys of genai-prices.
-_COMPONENTS: Final = {
-    "input_mtok": "input",
-    "output_mtok": "output",
-    "cache_read_mtok": "cache_read",
-    "cache_write_mtok": "cache_write",
-    "input_audio_mtok": "audio_input",
-    "output_audio_mtok": "audio_output",
-}
-
-# Charges that a request has to ask for, which the gateway refuses for now: they don't stand in a model's way.
-_ON_REQUEST: Final = frozenset({"web_searches_kcount", "storage_searches_kcount"})
-
-# Models whose calls cost more than their tokens, or are not chats, although their entries do not show it.
-_LEFT_OUT: Final = {
-    "-search": "searches the web on every call, for a fee that no token price covers",
-    "deep-research": "searches the web by itself, for a fee that no token price covers",
-    "audio-preview": "speaks, and its audio tokens have no listed price",
-    "realtime": "not reached by chat completions",
-    "transcribe": "not reached by chat completions",
-    "tts": "not reached by chat completions",
-    "image": "makes images, which no token price covers",
-    "embedding": "not reached by chat completions",
-}
-
-# The most one answer can have, as OpenAI's page of each model states it (developers.openai.com/api/docs/models). For
-# other models the context window stands in: looser, but as true.
-_MAX_OUTPUT_TOKENS: Final = {
-    "gpt-3.5-turbo": 4_096,
-    "gpt-4-32k": 32_768,
-    "gpt-4-turbo": 4_096,
-    "gpt-4o": 16_384,
-    "gpt-4o-mini": 16_384,
-    "gpt-4.1": 32_768,
-    "gpt-4.1-mini": 32_768,
-    "gpt-4.1-nano": 32_768,
-    "gpt-5": 128_000,
-    "gpt-5-mini": 128_000,
-    "gpt-5-nano": 128_000,
-    "gpt-5.1": 128_000,
-    "gpt-5.2": 128_000,
-    "gpt-5.4": 128_000,
-    "gpt-5.4-mini": 128_000,
-    "gpt-5.4-nano": 128_000,
-    "gpt-5.5": 128_000,
-    "gpt-5.6-luna": 128_000,
-    "gpt-5.6-sol": 128_000,
-    "gpt-5.6-terra": 128_000,
-    "gpt-6-astra": 128_000,
-    "gpt-6-luna": 128_000,
-    "gpt-6-sol": 128_000,
-    "gpt-6.1-sol": 128_000,
-    "gpt-6.1-terra": 128_000,
-    "gpt-audio": 16_384,
-    "gpt-audio-mini": 16_384,
-    "o1": 100_000,
-    "o3": 100_000,
-    "o3-mini": 100_000,
-    "o4-mini": 100_000,
-}
-
-# The built-in test vendor: play money at the prices of two well-known models, so that figures look like real ones.
-_SANDBOX: Final = (
-    ("sandbox-small", Rates(input=150_000_000, output=600_000_000, cache_read=75_000_000), 4_096),
-    ("sandbox-large", Rates(input=2_500_000_000, output=10_000_000_000, cache_read=1_250_000_000), 16_384),
+VENDORS: Final = (
+    "anthropic",
+    "aws",
+    "azure",
+    "cerebras",
+    "cohere",
+    "deepseek",
+    "fireworks",
+    "google",
+    "groq",
+    "mistral",
+    "openai",
+    "openrouter",
+    "perplexity",
+    "together",
+    "x-ai",
 )
-_SANDBOX_CONTEXT_WINDOW: Final = 128_000
+
+# Groq charges at least ten seconds of audio (console.groq.com/docs/speech-to-text).
+_MINIMUMS: Final = {
+    ("groq", "whisper-large-v3"): {"audio_ms": 10_000},
+    ("groq", "whisper-large-v3-turbo"): {"audio_ms": 10_000},
+}
+
+Entry = dict[str, Any]
 
 
-class LeftOutError(ValueError):
-    """A model that can't be priced; the text says why."""
+@dataclass
+class Compiled:
+    """A model on its way into the catalog."""
+
+    provider: Provider
+    model: ModelInfo
+    names: Names
 
 
 def main() -> int:
@@ -127,124 +83,132 @@ def main() -> int:
 
 
 def render(document: dict[str, Any]) -> bytes:
-    """The file's bytes."""
-    return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    """The file's bytes: one model or note a line, so that differences read well."""
+    lines = []
+    for name, value in sorted(document.items()):
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+        if name in ("models", "notes"):
+            rows = [json.dumps(each, sort_keys=True, ensure_ascii=False) for each in value]
+            text = "[\n  " + ",\n  ".join(rows) + "\n ]"
+        lines.append(f" {json.dumps(name)}: {text}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def compile_catalog() -> dict[str, Any]:
-    """The catalog document, in the form that `services.core.pricing.decode_catalog` reads."""
-    models, notes = [], []
+    """The catalog document, in the form that `services.core.catalog.decode_catalog` reads."""
+    entries: list[Entry] = []
+    notes: list[str] = []
     for provider in (each for each in providers if each.id in VENDORS):
+        kept = []
         for model in provider.models:
-            for name in _names(model):
-                if name != model.id and _left_out(name) and not _left_out(model.id):
-                    notes.append(f"{provider.id}/{name} is left out: {_left_out(name)}")
             try:
-                models.append(_entry(provider, model))
+                kept.append(_kept(provider, model, notes))
             except LeftOutError as reason:
                 notes.append(f"{provider.id}/{model.id} is left out: {reason}")
-    for name, rates, max_output_tokens in _SANDBOX:
-        models.append(_fields("sandbox", name, [], rates, [], max_output_tokens, _SANDBOX_CONTEXT_WINDOW))
-    notes.append("Standard service tier only: batch, flex and priority prices are not in this catalog.")
+        _take_listed_names(provider, kept, notes)
+        for each in kept:
+            try:
+                entries.append(_entry(each))
+            except LeftOutError as reason:
+                notes.append(f"{provider.id}/{each.model.id} is left out: {reason}")
+    entries += PUBLISHED
+    entries += SANDBOX
     document: dict[str, Any] = {
+        "format": FORMAT,
         "as_of": AS_OF.isoformat(),
-        "source": f"genai-prices {version('genai-prices')}",
-        "models": sorted(models, key=lambda entry: (entry["vendor"], entry["model"])),
-        "notes": sorted(notes),
+        "source": f"genai-prices {version('genai-prices')}; lengths: {source()}",
+        "also": _resold(),
+        "models": sorted(entries, key=lambda entry: (entry["vendor"], entry["model"])),
+        "notes": sorted(set(notes)),
     }
     return {"version": catalog_version(document), **document}
 
 
-def _entry(provider: Provider, model: ModelInfo) -> dict[str, Any]:
-    reason = _left_out(model.id)
+def _kept(provider: Provider, model: ModelInfo, notes: list[str]) -> Compiled:
+    reason = left_out(provider.id, model.id)
     if reason is not None:
         raise LeftOutError(reason)
-    # An earlier entry may match the same name; genai-prices gives the price of the first.
-    names = [name for name in _names(model) if _left_out(name) is None and provider.find_model(name) is model]
-    if not names:
+    names = names_of(provider, model)
+    for name in names.exact:
+        reason = left_out(provider.id, name)
+        if reason is not None:
+            notes.append(f"{provider.id}/{name} is left out: {reason}")
+    names.exact = [name for name in names.exact if left_out(provider.id, name) is None]
+    if not names.exact and not names.prefixes:
         raise LeftOutError("it has no exact name, only a pattern")
-    prices = _prices_in_force(model)
-    rates = _rates(prices, above_input_tokens=None)
-    tiers = [(start, _rates(prices, above_input_tokens=start)) for start in _tier_starts(prices)]
-    name = model.id if model.id in names else names[0]
-    aliases = sorted(set(names) - {name})
-    most = _MAX_OUTPUT_TOKENS.get(model.id)
-    return _fields(provider.id, name, aliases, rates, tiers, most, model.context_window)
+    if names.not_taken:
+        patterns = " or ".join(names.not_taken)
+        notes.append(
+            f"{provider.id}/{model.id}: a name that only {patterns} is not taken for it, "
+            "unless it is one of its names or a release of one"
+        )
+    return Compiled(provider, model, names)
 
 
-def _left_out(name: str) -> str | None:
-    return next((reason for word, reason in _LEFT_OUT.items() if word in name), None)
+def _take_listed_names(provider: Provider, kept: list[Compiled], notes: list[str]) -> None:
+    """Gives models the names they are listed under elsewhere, where pattern and price both say so."""
+    known = {name for each in kept for name in each.names.exact}
+    by_id = {id(each.model): each for each in kept}
+    for name, dollars in sorted(listed(provider.id).items()):
+        if known.intersection((name, *plainer_names(provider.id, name))) or left_out(provider.id, name) is not None:
+            continue
+        model = provider.find_model(name)
+        compiled = by_id.get(id(model))
+        if model is None or compiled is None:
+            continue
+        if _same_price(provider, model, dollars):
+            compiled.names.exact.append(name)
+        else:
+            notes.append(f"{provider.id}/{name} is left out: a pattern of {model.id} matches it, its price is another")
 
 
-def _fields(
-    vendor: str,
-    name: str,
-    aliases: list[str],
-    rates: Rates,
-    tiers: list[tuple[int, Rates]],
-    max_output_tokens: int | None,
-    context_window: int | None,
-) -> dict[str, Any]:
-    return {
-        "vendor": vendor,
-        "model": name,
-        "aliases": aliases,
-        "usd_per_million": rates_fields(rates),
-        "tiers": [{"above_input_tokens": start, "usd_per_million": rates_fields(each)} for start, each in tiers],
-        "max_output_tokens": max_output_tokens,
-        "context_window": context_window,
-    }
+def _same_price(provider: Provider, model: ModelInfo, dollars: tuple[Decimal, Decimal]) -> bool:
+    known = set(base_dollars(model))
+    # The collection lists what Bedrock charges for a call that may be routed anywhere; to keep to a region is a tenth
+    # more.
+    regional = tuple(each * 11 / 10 for each in dollars)
+    return dollars in known or (provider.id == "aws" and regional in known)
 
 
-def _names(model: ModelInfo) -> Iterator[str]:
-    """The names that genai-prices lists one by one; prefixes and patterns would catch models it does not know."""
-    clauses = model.match.or_ if isinstance(model.match, ClauseOr) else [model.match]
-    for clause in clauses:
-        if isinstance(clause, ClauseEquals):
-            yield clause.equals
+def _entry(compiled: Compiled) -> Entry:
+    vendor, model, names = compiled.provider.id, compiled.model, compiled.names
+    proper = [each for each in (model.id, model.id.removeprefix("regional.")) if each in names.exact]
+    name = [*proper, *names.exact, *names.prefixes][0]
+    entry: Entry = {"vendor": vendor, "model": name, "prices": periods_of(model)}
+    _check_output(vendor, entry)
+    for period in entry["prices"]:
+        period["usd"] |= PUBLISHED_RATES.get((vendor, name), {})
+    for field, found in (
+        ("aliases", sorted(set(names.exact) - {name})),
+        ("prefixes", sorted(names.prefixes)),
+        ("variants", variants_of(model)),
+        ("minimums", _MINIMUMS.get((vendor, name))),
+    ):
+        if found:
+            entry[field] = found
+    window, most = limits_of(vendor, [name, *entry.get("aliases", ()), model.id])
+    # Of what is said of its context, the larger: it is a bound.
+    window = max((each for each in (model.context_window, window) if each), default=None)
+    for field, limit in (("context_window", window), ("max_output_tokens", most)):
+        if limit:
+            entry[field] = limit
+    return entry
 
 
-def _prices_in_force(model: ModelInfo) -> ModelPrice:
-    conditions = model.prices if isinstance(model.prices, list) else [ConditionalPrice(prices=model.prices)]
-    for condition in conditions:
-        constraint = condition.constraint
-        if isinstance(constraint, StartDateConstraint):
-            if constraint.start_date > AS_OF:
-                raise LeftOutError(f"its price changes on {constraint.start_date}, after this catalog's day")
-        elif constraint is not None:
-            raise LeftOutError("its price depends on the time of day")
-    return model.get_prices(datetime.combine(AS_OF, time(12), UTC))
+def _check_output(vendor: str, entry: Entry) -> None:
+    draws = vendor == "openrouter" and "image" in entry["model"].rpartition("/")[2]
+    if draws and any("image_output" not in period["usd"] for period in entry["prices"]):
+        raise LeftOutError("it draws, and its image tokens have no listed price")
 
 
-def _amounts(prices: ModelPrice) -> dict[str, Decimal | TieredPrices]:
-    return {key: amount for key, amount in vars(prices).items() if amount is not None and key not in _ON_REQUEST}
-
-
-def _tier_starts(prices: ModelPrice) -> list[int]:
-    tiered = [amount for amount in _amounts(prices).values() if isinstance(amount, TieredPrices)]
-    return sorted({tier.start for amount in tiered for tier in amount.tiers})
-
-
-def _rates(prices: ModelPrice, above_input_tokens: int | None) -> Rates:
-    """The rates without a tier, or those of a call with more input than a tier's start."""
-    amounts = _amounts(prices)
-    unknown = sorted(amounts.keys() - _COMPONENTS.keys())
-    if unknown:
-        raise LeftOutError(f"it is priced by {', '.join(unknown)}, which Farthing does not meter yet")
-    rates = {}
-    for key, amount in amounts.items():
-        if isinstance(amount, TieredPrices):
-            start = -1 if above_input_tokens is None else above_input_tokens
-            reached = [tier.price for tier in amount.tiers if tier.start <= start]
-            amount = reached[-1] if reached else amount.base
-        nano = amount * NANO_PER_USD
-        if nano != int(nano):
-            raise LeftOutError(f"its {key} price has more than nine decimals")
-        rates[_COMPONENTS[key]] = int(nano)
-    missing = sorted({"input", "output"} - rates.keys())
-    if missing:
-        raise LeftOutError(f"it has no {' and no '.join(missing)} price per token")
-    return Rates(**rates)
+def _resold() -> dict[str, list[str]]:
+    """Whose prices hold where a vendor resells another's models, as far as those are in the catalog."""
+    found: Iterator[tuple[str, list[str]]] = (
+        (each.id, [other for other in each.fallback_model_providers or () if other in VENDORS])
+        for each in providers
+        if each.id in VENDORS
+    )
+    return {vendor: others for vendor, others in found if others}
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ class Settings(BaseSettings):
     max_response_bytes: int = Field(
         default=64 * 1024 * 1024,
         ge=1024,
-        description="The largest answer held back to send its cost in the head; past it, none.",
+        description="The largest answer held back to send its cost in the head (past it, none), "
+        "and the largest input file of a batch.",
     )
     vendor_timeout_s: float = Field(default=120.0, gt=0, description="How long a vendor may take to answer.")
     hold_seconds: int = Field(default=900, ge=1, description="How long a hold lives; longer than the vendor timeout.")

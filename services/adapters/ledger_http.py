@@ -94,6 +94,7 @@ def _hold(fields: Any) -> Hold:
         booked_nano=int(fields["booked_nano"]),
         admitted_at_ms=int(fields["admitted_at_ms"]),
         forget_at_ms=fields["forget_at_ms"],
+        resized_at_ms=fields.get("resized_at_ms", 0),
     )
 
 

@@ -49,6 +49,10 @@ class MemoryHotState:
         """See the port."""
         return reserving.reserve(self.store.state(request.org), request, self._clock())
 
+    async def resize(self, request: HoldRequest) -> ReserveAnswer | None:
+        """See the port."""
+        return reserving.resize(self.store.state(request.org), request, self._clock())
+
     async def release(self, org: str, reservation_id: str) -> bool:
         """See the port."""
         return reserving.release(self.store.state(org), reservation_id, self._clock())

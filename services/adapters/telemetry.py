@@ -34,6 +34,11 @@ VENDOR_LATENCY = Histogram(
     "farthing_vendor_first_byte_seconds", "Time to a vendor's response head.", ["vendor"], buckets=_LATENCY_BUCKETS
 )
 COST = Counter("farthing_settled_nano_usd_total", "Settled cost in nano-dollars, by vendor.", ["vendor"])
+UNDERESTIMATES = Counter(
+    "farthing_underestimates_total",
+    "Calls that have cost more than was held for them, by vendor and estimate mode.",
+    ["vendor", "mode"],
+)
 OUTBOX_SIZE = Gauge("farthing_outbox_events", "Events waiting to be published.")
 PUBLISHED = Counter("farthing_published_events_total", "Events the log has acknowledged.")
 PUBLISH_FAILURES = Counter("farthing_publish_failures_total", "Publications that will be tried again.")

@@ -91,6 +91,24 @@ class ValkeyHotState:
             arguments.extend(words)
         return _reserve_answer(request, await self._run("reserve", keys, arguments))
 
+    async def resize(self, request: HoldRequest) -> ReserveAnswer | None:
+        """See the port."""
+        org, name = request.org, request.reservation_id
+        charges = [proposal.charge() for proposal in request.proposals]
+        keys: list[Argument] = [org_key(org, key) for key in ("epoch", "cfg", f"h:{name}", "hx")]
+        arguments: list[Argument] = [
+            name,
+            request.amount_nano,
+            request.hold_ms,
+            request.context,
+            charges_json(charges),
+        ]
+        for proposal in request.proposals:
+            keys.append(figures_key(org, proposal.budget_id, proposal.span))
+            arguments.extend((proposal.span.key(), proposal.limit_nano))
+        answer = await self._run("resize", keys, arguments)
+        return None if answer[0] == b"gone" else _reserve_answer(request, answer)
+
     async def release(self, org: str, reservation_id: str) -> bool:
         """See the port."""
         hold_key = org_key(org, f"h:{reservation_id}")
@@ -329,7 +347,7 @@ def _reserve_answer(request: HoldRequest, answer: list[Any]) -> ReserveAnswer:
 
 
 def _add_hold(call: Call, name: str, hold: Hold) -> None:
-    call.add(hold.phase, call.number(f"h:{name}"))
+    call.add(hold.phase, call.number(f"h:{name}"), hold.resized_at_ms)
     charges = charges_json(hold.charges)
     if hold.phase == "held":
         call.add(name, hold.amount_nano, charges, hold.context, hold.expires_at_ms, hold.admitted_at_ms)

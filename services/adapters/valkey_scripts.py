@@ -20,7 +20,19 @@ from services.core.hotstate import (
 )
 from services.core.windows import CalendarSpan, Span, parse_span
 
-_NAMES: Final = ("reserve", "release", "claim", "peek", "apply", "load", "clear", "publish", "announce", "forward")
+_NAMES: Final = (
+    "reserve",
+    "resize",
+    "release",
+    "claim",
+    "peek",
+    "apply",
+    "load",
+    "clear",
+    "publish",
+    "announce",
+    "forward",
+)
 # The first line has the server refuse a script it has no memory for before it begins, not halfway. The others are the
 # scripts' own copies of core's constants, so that neither twin can drift.
 _HEAD: Final = (

@@ -8,7 +8,8 @@ from services.aggregator.fences import Fences
 from services.aggregator.observe import Observer
 from services.aggregator.patience import Patience
 from services.aggregator.rebuild import Rebuilder
-from services.core.codec import UnreadableEventError, decode
+from services.core.codec import decode
+from services.core.codec_fields import UnreadableEventError
 from services.core.dead_letters import dead_letter
 from services.core.fold import step_of
 from services.core.hotstate import Cold, FoldStep

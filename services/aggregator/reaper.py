@@ -6,7 +6,8 @@ from typing import Final
 import structlog
 
 from services.aggregator.observe import Observer
-from services.core.codec import UnreadableEventError, decode_facts, to_message
+from services.core.codec import decode_facts, to_message
+from services.core.codec_fields import UnreadableEventError
 from services.core.events import Expiry, Stamped
 from services.core.hotstate import EXPIRY_PRODUCER, DueHold
 from services.core.ports import Directory, EventLog, HotState

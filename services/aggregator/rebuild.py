@@ -11,7 +11,8 @@ import structlog
 from services.aggregator.fences import Fences
 from services.aggregator.observe import Observer
 from services.aggregator.reading import folded_places, reading
-from services.core.codec import UnreadableEventError, decode
+from services.core.codec import decode
+from services.core.codec_fields import UnreadableEventError
 from services.core.fold import apply, image_of, load, step_of
 from services.core.hotstate import FoldStep, OrgImage, OrgState
 from services.core.ports import (

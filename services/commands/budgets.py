@@ -21,12 +21,13 @@ def list_budgets(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption
         print_json(answer)
         return
     print_table(
-        ("id", "scope", "window", "limit>", "spent>", "held>", "left>", "resets"),
+        ("id", "scope", "window", "estimate", "limit>", "spent>", "held>", "left>", "resets"),
         (
             (
                 budget["budget_id"],
                 scope_text(budget),
                 _window_text(budget),
+                budget["estimate"],
                 dollars(budget["limit_usd"]),
                 dollars(budget["standing"]["spent_usd"]),
                 dollars(budget["standing"]["held_usd"]),
@@ -47,13 +48,19 @@ def set_budget(
     org: Annotated[bool, typer.Option("--org", help="Cap the whole org.")] = False,
     team: Annotated[str | None, typer.Option(help="Cap this team; with --agent: the agent's team.")] = None,
     agent: Annotated[str | None, typer.Option(help="Cap this agent.")] = None,
+    estimate: Annotated[
+        str | None,
+        typer.Option(help="What it holds for a call: strict, the most it can cost, or calibrated, by past calls."),
+    ] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
     """Set a budget. One of the same scope and window gets the new limit and keeps what it has spent."""
     if org == (team is not None or agent is not None):
         raise CommandError("say what to cap: either --org, or --team or --agent", "invalid_request", "scope")
-    wanted = {"limit_usd": limit, "window": window, "zone": zone, "team": team, "agent": agent}
+    wanted = {
+        "limit_usd": limit, "window": window, "zone": zone, "team": team, "agent": agent, "estimate": estimate,
+    }  # fmt: skip
     with connect(data_dir) as api:
         budget = api.put("/api/v1/budgets", {name: value for name, value in wanted.items() if value is not None})
     if as_json:

@@ -62,7 +62,7 @@ class Api:
 
     def get(self, path: str, **query: object) -> Any:
         """The answer to a GET; parameters that are None are left out."""
-        return self._call("GET", path, params={name: str(value) for name, value in query.items() if value is not None})
+        return self._call("GET", path, params=_query(query))
 
     def put(self, path: str, body: Mapping[str, object]) -> Any:
         """The answer to a PUT of `body`."""
@@ -72,9 +72,13 @@ class Api:
         """The answer to a POST of `body`."""
         return self._call("POST", path, json=body)
 
-    def delete(self, path: str) -> Any:
-        """The answer to a DELETE; None when there is none."""
-        return self._call("DELETE", path)
+    def patch(self, path: str, body: Mapping[str, object]) -> Any:
+        """The answer to a PATCH of `body`."""
+        return self._call("PATCH", path, json=body)
+
+    def delete(self, path: str, **query: object) -> Any:
+        """The answer to a DELETE, None when there is none; parameters that are None are left out."""
+        return self._call("DELETE", path, params=_query(query))
 
     def close(self) -> None:
         """Lets go of connections."""
@@ -111,6 +115,10 @@ class Api:
 def connect(data_dir: Path) -> Api:
     """The API of the Farthing that `find_target` finds."""
     return Api(find_target(data_dir))
+
+
+def _query(parameters: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in parameters.items() if value is not None}
 
 
 def _refusal(answer: httpx.Response) -> CommandError:

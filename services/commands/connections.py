@@ -10,24 +10,39 @@ from services.commands.client import connect
 from services.commands.errors import CommandError
 from services.commands.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from services.commands.output import console, moment, print_json, print_table, text
+from services.core.dialects import DIALECTS, KEYLESS
 
 app = typer.Typer(help="Connect vendors.", no_args_is_help=True)
 
 
 @app.command("set")
 def set_connection(
-    vendor: Annotated[str, typer.Argument(help="openai, or a name of your own for an OpenAI-compatible server.")],
+    vendor: Annotated[
+        str, typer.Argument(help="openai, anthropic, groq, …, or a name of your own for a compatible server.")
+    ],
     key_env: Annotated[
         str | None, typer.Option(metavar="NAME", help="Take the vendor's key from this environment variable.")
     ] = None,
     no_key: Annotated[bool, typer.Option("--no-key", help="The server wants no key.")] = False,
-    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Where its API begins, version included.")] = None,
+    base_url: Annotated[str | None, typer.Option(metavar="URL", help="Where its API begins.")] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help=f"The API it speaks: {', '.join(DIALECTS)}; default: by its name, else openai.")
+    ] = None,
     prices_as: Annotated[str | None, typer.Option(metavar="VENDOR", help="Price its models as this vendor's.")] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Connect a vendor. Its key comes from --key-env, else it is asked for (or read from standard input)."""
-    body = {"api_key": None if no_key else _read_key(vendor, key_env), "base_url": base_url, "prices_as": prices_as}
+    """Connect a vendor. Its key comes from --key-env, else it is asked for (or read from standard input).
+
+    ollama and vllm have no key unless --key-env names one.
+    """
+    needs_key = not no_key and (key_env is not None or vendor not in KEYLESS)
+    body = {
+        "api_key": _read_key(vendor, key_env) if needs_key else None,
+        "dialect": dialect,
+        "base_url": base_url,
+        "prices_as": prices_as,
+    }
     with connect(data_dir) as api:
         answer = api.put(f"/api/v1/connections/{vendor}", body)
     if as_json:
@@ -45,9 +60,16 @@ def list_connections(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOp
         print_json(answer)
         return
     print_table(
-        ("vendor", "base URL", "key ends in", "prices of", "changed"),
+        ("vendor", "dialect", "base URL", "key ends in", "prices of", "changed"),
         (
-            (each["vendor"], each["base_url"], text(each["key_hint"]), each["prices_as"], moment(each["updated_at"]))
+            (
+                each["vendor"],
+                each["dialect"],
+                each["base_url"],
+                text(each["key_hint"]),
+                each["prices_as"],
+                moment(each["updated_at"]),
+            )
             for each in answer["connections"]
         ),
         "No vendor is connected; the sandbox needs no connection.",

@@ -169,6 +169,9 @@ def _org(status: Any) -> Iterator[Finding]:
     else:
         detail = f"version {status['config_version']} is not live yet ({status['published_version']} is)"
         yield Finding("configuration", "failed", detail, "wait a second; if it stays, see logs/control.log")
+    for catalog in status.get("pending_catalogs", ()):
+        detail = f"catalog {catalog} is proposed, and the one in use holds until it is accepted"
+        yield Finding("prices", "warning", detail, f"see farthing prices diff, then farthing prices accept {catalog}")
     for name, reason in (status["alarms"] or {}).items():
         yield Finding("alarm", "failed", f"{name}: {reason}", "nothing is folded past it until it is mended")
     if status["alarms"] == {}:

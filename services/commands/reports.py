@@ -1,4 +1,4 @@
-"""``farthing spend`` and ``farthing transactions``: what the ledger knows."""
+"""``farthing spend``, ``farthing estimates`` and ``farthing transactions``: what the ledger knows."""
 
 from typing import Annotated, Any
 
@@ -35,6 +35,37 @@ def spend(
     )
     total = answer["total"]
     console().print(f"Total {dollars(total['cost_usd'])}; {total['denied']:,} calls were refused.")
+
+
+def estimates(
+    window: Annotated[str, typer.Option(help="How far back, such as 24h or 30d.")] = "30d",
+    vendor: Annotated[str | None, typer.Option(help="Only this vendor's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model's.")] = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was held for calls against what they cost: how often an estimate was too low."""
+    with connect(data_dir) as api:
+        answer = api.get("/v1/estimates", window=window, vendor=vendor, model=model)
+    if as_json:
+        print_json(answer)
+        return
+    print_table(
+        ("vendor", "model", "route", "estimate", "calls>", "too low>", "of a million>", "held>", "cost>"),
+        (
+            (
+                row["vendor"],
+                row["model"],
+                row["route"],
+                row["estimate_mode"],
+                *(f"{row[name]:,}" for name in ("settled", "underestimated", "underestimated_ppm")),
+                dollars(row["held_usd"]),
+                dollars(row["cost_usd"]),
+            )
+            for row in answer["rows"]
+        ),
+        f"No call was settled in the last {window}.",
+    )
 
 
 def transactions(

@@ -18,6 +18,8 @@ def status(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = Fal
     out.print(f"Spend state: {answer['hot_state']}.")
     live = "live on the gateways" if answer["published"] else "not on the gateways yet"
     out.print(f"Configuration: version {answer['config_version']}, {live}.")
+    for catalog in answer.get("pending_catalogs", ()):
+        out.print(f"Price catalog {catalog} is proposed; see: farthing prices diff", soft_wrap=True)
     for name, reason in (answer["alarms"] or {}).items():
         out.print(f"ALARM {name}: {reason}", style="red", soft_wrap=True)
 

@@ -13,15 +13,21 @@ from services.control import errors
 from services.control.agents.routes import router as agents
 from services.control.audit.routes import router as audit
 from services.control.budgets.routes import router as budgets
+from services.control.catalogs.routes import router as catalogs
 from services.control.connections.routes import router as connections
 from services.control.context import Context
 from services.control.keys.routes import router as keys
 from services.control.orgs.routes import router as orgs
+from services.control.overrides.routes import router as overrides
 from services.control.prices.routes import router as prices
+from services.control.route_rules.routes import router as rules
 from services.control.teams.routes import router as teams
 from services.core.ports import UnavailableError
 
 MAX_BODY_BYTES: Final = 65_536
+MAX_CATALOG_BYTES: Final = 16 * 1024 * 1024
+
+_CATALOGS_PATH: Final = "/api/v1/catalogs"
 
 _ERRORS: Final = {
     400: "A field can't be taken as it is; `field` names it.",
@@ -29,14 +35,14 @@ _ERRORS: Final = {
     403: "A key that may not manage.",
     404: "There is no such thing.",
     409: "The request contradicts what is there.",
-    413: f"The body is larger than {MAX_BODY_BYTES} bytes.",
+    413: f"The body is larger than {MAX_BODY_BYTES} bytes (a price catalog: than {MAX_CATALOG_BYTES}).",
     500: "A fault of Farthing's.",
     503: "The database is away; nothing is known of the effect, and the call may be repeated.",
 }
 
 
 class BodyLimit:
-    """Refuses bodies larger than `MAX_BODY_BYTES` before they are read whole."""
+    """Refuses bodies larger than `MAX_BODY_BYTES`, a catalog's than `MAX_CATALOG_BYTES`, before they are read whole."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -44,13 +50,14 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI call."""
         taken = 0
+        most = MAX_CATALOG_BYTES if scope.get("path") == _CATALOGS_PATH else MAX_BODY_BYTES
 
         async def receive_limited() -> Message:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+            if taken > most:
+                raise HTTPException(413, f"the body is larger than {most} bytes")
             return message
 
         await self._app(scope, receive_limited, send)
@@ -71,7 +78,7 @@ def build_api() -> FastAPI:
         status: {"model": errors.ErrorAnswer, "description": text} for status, text in _ERRORS.items()
     }
     api = APIRouter(prefix="/api/v1", responses=documented)
-    for router in (orgs, teams, agents, keys, budgets, connections, prices, audit):
+    for router in (orgs, teams, agents, keys, budgets, connections, rules, prices, overrides, catalogs, audit):
         api.include_router(router)
     app.include_router(api)
     app.add_api_route("/healthz", _healthz, include_in_schema=False)

@@ -18,11 +18,11 @@ from services.adapters.valkey_connection import ValkeyConnection
 from services.control.api import build_api
 from services.control.boot import BootError, BootSettings, boot
 from services.control.context import Context
-from services.control.prices.book import SHIPPED_CATALOG, PriceBook
+from services.control.prices.book import SHIPPED_CATALOG, Catalogs
 from services.control.publish import Publisher
+from services.core.catalog import CatalogError
 from services.core.identity import IdentityError
 from services.core.ports import UnavailableError
-from services.core.pricing import CatalogError
 
 _log = structlog.get_logger(__name__)
 
@@ -36,7 +36,7 @@ def run(settings: Settings) -> None:
     try:
         secrets = Secrets(load_or_create_master_key(settings.master_key_file))
         migrations = read_migrations(schemas_folder("postgres"))
-        prices = PriceBook(SHIPPED_CATALOG.read_bytes())
+        prices = Catalogs(SHIPPED_CATALOG.read_bytes())
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, secrets, migrations, prices))
     except (MasterKeyError, MigrationError, BootError, CatalogError, IdentityError, OSError) as error:
@@ -49,11 +49,11 @@ def run(settings: Settings) -> None:
         telemetry.shutdown()
 
 
-async def _serve(settings: Settings, secrets: Secrets, migrations: Sequence[Migration], prices: PriceBook) -> None:
+async def _serve(settings: Settings, secrets: Secrets, migrations: Sequence[Migration], prices: Catalogs) -> None:
     postgres = Postgres(settings.postgres_dsn.get_secret_value())
     valkey = ValkeyConnection(settings.redis_url)
     hot = ValkeyHotState(valkey)
-    context = Context(postgres, hot, secrets, prices, Publisher(postgres, ValkeyDirectory(valkey)))
+    context = Context(postgres, hot, secrets, prices, Publisher(postgres, prices, ValkeyDirectory(valkey)))
     api = build_api()
     api.state.context = context
     work = asyncio.create_task(_work(settings, context, migrations))

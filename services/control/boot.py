@@ -12,6 +12,8 @@ from asyncpg import Connection
 from services.control.agents.service import ensure_placed
 from services.control.audit import queries as audit_queries
 from services.control.budgets.service import SetBudget, put_budget
+from services.control.catalogs import queries as catalog_queries
+from services.control.catalogs.service import propose_shipped
 from services.control.context import Change, Context
 from services.control.keys import queries as key_queries
 from services.control.keys.service import NewKey, make_key
@@ -50,7 +52,8 @@ async def boot(context: Context, settings: BootSettings) -> None:
         await connection.execute("LOCK TABLE installation IN EXCLUSIVE MODE")
         await _check_master_key(connection, context.vault.fingerprint)
         await context.prices.keep_shipped(connection)
-        await _settle_defaults(connection, context.prices.shipped_version, settings.hold_ms)
+        await _settle_hold(connection, settings.hold_ms)
+        await propose_shipped(connection, context.prices.shipped_version)
         if settings.bootstrap_org is not None and not await org_queries.list_versions(connection):
             handover.prepare(await _bootstrap(connection, context, settings.bootstrap_org, settings.hold_ms))
     async with context.database.snapshot() as connection:
@@ -68,8 +71,8 @@ async def _check_master_key(connection: Connection, fingerprint: str) -> None:
         )
 
 
-async def _settle_defaults(connection: Connection, catalog_version: str, hold_ms: int) -> None:
-    for before, after in await org_queries.settle_defaults(connection, catalog_version, hold_ms):
+async def _settle_hold(connection: Connection, hold_ms: int) -> None:
+    for before, after in await org_queries.settle_hold(connection, hold_ms):
         await audit_queries.insert(
             connection,
             after.name,
@@ -85,6 +88,7 @@ async def _settle_defaults(connection: Connection, catalog_version: str, hold_ms
 async def _bootstrap(connection: Connection, context: Context, org: str, hold_ms: int) -> dict[str, str]:
     """Makes the first org with a budget, an admin key and an agent key; the keys in clear."""
     await org_queries.insert(connection, check_name("bootstrap_org", org), context.prices.shipped_version, hold_ms)
+    await catalog_queries.insert_accepted(connection, org, context.prices.shipped_version, "bootstrap")
     change = Change(connection, org, "bootstrap", 1)
     await change.audit("org.create", org, after=org_fields(await org_queries.find(connection, org)))
     await ensure_placed(change, _DEFAULT_NAME, _DEFAULT_NAME)

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from services.core.budgets import SCOPE_KINDS, Budget
 from services.core.identity import KeyRecord
-from services.core.snapshot import Connection, Snapshot
+from services.core.snapshot import Connection, Overrides, RouteRule, Snapshot, UnknownModels
+
+_REJECT: Final = UnknownModels("reject")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,8 @@ class OrgRecord:
     catalog_version: str
     hold_ms: int
     book_expired: bool
+    unknown_models: UnknownModels = _REJECT
+    allow_unpriced_routes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +33,14 @@ class HashedKey:
     is_revoked: bool
 
 
-def compile_snapshot(org: OrgRecord, budgets: Iterable[Budget], connections: Iterable[Connection]) -> Snapshot:
-    """The org's snapshot: budgets from the widest scope to the narrowest, then by id; connections by vendor."""
+def compile_snapshot(
+    org: OrgRecord,
+    budgets: Iterable[Budget],
+    connections: Iterable[Connection],
+    overrides: Overrides | None = None,
+    rules: Iterable[RouteRule] = (),
+) -> Snapshot:
+    """The org's snapshot: budgets from the widest scope to the narrowest, then by id; the rest by vendor."""
     return Snapshot(
         org=org.name,
         version=org.config_version,
@@ -38,6 +49,10 @@ def compile_snapshot(org: OrgRecord, budgets: Iterable[Budget], connections: Ite
         book_expired=org.book_expired,
         budgets=tuple(sorted(budgets, key=lambda each: (SCOPE_KINDS.index(each.scope_kind), each.budget_id))),
         connections={each.vendor: each for each in sorted(connections, key=lambda each: each.vendor)},
+        overrides=overrides,
+        unknown_models=org.unknown_models,
+        allow_unpriced_routes=org.allow_unpriced_routes,
+        rules=tuple(sorted(rules, key=lambda each: (each.vendor, each.route))),
     )
 
 

@@ -11,7 +11,7 @@ from asyncpg import Connection
 
 from services.control.audit import queries as audit_queries
 from services.control.orgs import queries as org_queries
-from services.control.prices.book import PriceBook
+from services.control.prices.book import Catalogs
 from services.control.publish import Publisher
 from services.core.ports import HotState
 
@@ -71,7 +71,7 @@ class Context:
     database: Database
     hot: HotState
     vault: Vault
-    prices: PriceBook
+    prices: Catalogs
     publisher: Publisher
     started: asyncio.Event = field(default_factory=asyncio.Event)
 

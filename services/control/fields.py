@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import Path
+from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from services.core.codec import format_time
+from services.core.codec_fields import format_time
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -20,6 +20,11 @@ def instant_text(instant: datetime) -> str:
 Instant = Annotated[datetime, PlainSerializer(instant_text, return_type=str)]
 Name = Annotated[str, Field(max_length=128, examples=["ml"])]
 PathId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+VendorName = Annotated[str, Field(max_length=63, examples=["openai"])]
+ModelName = Annotated[str, Field(min_length=1, max_length=256, examples=["gpt-4o"])]
+# A name to look for. PostgreSQL takes no NUL, and no name here has a control character.
+Sought = Annotated[str, Query(pattern=r"^[^\u0000-\u001f]{1,256}$")]
+Version = Annotated[str, Path(pattern=r"^[0-9a-f]{1,64}$", description="A catalog's version.")]
 Usd = Annotated[str, Field(examples=["50.000000000"], description="US dollars, nine decimals.")]
 
 

@@ -9,13 +9,17 @@ import structlog
 from asyncpg import Connection
 
 from services.control.budgets import queries as budget_queries
+from services.control.catalogs import queries as catalog_queries
 from services.control.compile import compile_keys, compile_snapshot
 from services.control.connections import queries as connection_queries
 from services.control.keys import queries as key_queries
 from services.control.orgs import queries as org_queries
-from services.control.prices import queries as price_queries
+from services.control.overrides import queries as override_queries
+from services.control.overrides.compiled import compile_overrides
+from services.control.prices.book import Catalogs
+from services.control.route_rules import queries as rule_queries
 from services.core.ports import Directory, UnavailableError
-from services.core.snapshot import encode_snapshot
+from services.core.snapshot import Overrides, encode_snapshot
 
 _log = structlog.get_logger(__name__)
 
@@ -32,8 +36,9 @@ class ReadableDatabase(Protocol):
 class Publisher:
     """Publishes orgs from PostgreSQL to the directory. Publishing what is there already, or less, changes nothing."""
 
-    def __init__(self, database: ReadableDatabase, directory: Directory) -> None:
+    def __init__(self, database: ReadableDatabase, catalogs: Catalogs, directory: Directory) -> None:
         self._database = database
+        self._catalogs = catalogs
         self._directory = directory
         self._is_behind = False
         self._restored: set[str] = set()
@@ -48,15 +53,24 @@ class Publisher:
             budgets = await budget_queries.list_budgets(connection, org)
             vendor_connections = await connection_queries.list_compiled(connection, org)
             keys = await key_queries.list_hashed(connection, org)
+            rules = await rule_queries.list_rules(connection, org)
+            overrides = await self._overrides(connection, org, record.catalog_version)
         # A gateway may read the snapshot the moment it is there, so what it names has to be there before. The hot
         # state is asked each time: it may have been wiped since, and only it knows.
         if await self._directory.catalog(record.catalog_version) is None:
             async with self._database.snapshot() as connection:
-                catalog = await price_queries.read_body(connection, record.catalog_version)
+                catalog = await catalog_queries.read_body(connection, record.catalog_version)
             await self._directory.publish_catalog(record.catalog_version, catalog)
         live, revoked = compile_keys(keys)
-        snapshot = encode_snapshot(compile_snapshot(record, budgets, vendor_connections))
+        snapshot = encode_snapshot(compile_snapshot(record, budgets, vendor_connections, overrides, rules))
         await self._directory.publish_org(org, record.config_version, snapshot, live, revoked, announce=announce)
+
+    async def _overrides(self, connection: Connection, org: str, catalog_version: str) -> Overrides | None:
+        own = await override_queries.list_own(connection, org)
+        if not own:
+            return None
+        catalog = await self._catalogs.catalog_of(connection, catalog_version)
+        return await asyncio.to_thread(compile_overrides, own, catalog)
 
     async def publish_soon(self, org: str) -> None:
         """Publishes a change that is committed. When that fails now, the loop does it as soon as it can."""

@@ -8,20 +8,26 @@ from services.core.identity import Identity
 from services.core.windows import Span, Window, resets_at_ms, span_at
 
 ScopeKind = Literal["org", "team", "agent"]
+EstimateMode = Literal["strict", "calibrated"]
 
+ESTIMATE_MODES: Final[tuple[EstimateMode, ...]] = ("strict", "calibrated")
 SCOPE_KINDS: Final[tuple[ScopeKind, ...]] = ("org", "team", "agent")
 MAX_BUDGETS_PER_CALL: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A cap of `limit_nano` nano-dollars on what `scope_kind` `scope_value` may spend in one window."""
+    """A cap of `limit_nano` nano-dollars on what `scope_kind` `scope_value` may spend in one window.
+
+    `estimate` is what it holds for a call: the most it can cost, or what such calls have been seen to cost (PR-5).
+    """
 
     budget_id: str
     scope_kind: ScopeKind
     scope_value: str
     window: Window
     limit_nano: int
+    estimate: EstimateMode = "strict"
 
     @property
     def scope(self) -> str:

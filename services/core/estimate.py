@@ -1,19 +1,24 @@
 """What a call can cost before it is made (`strict`, PR-5), and what it used where the vendor does not say (PR-3)."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
+from services.core.components import BY_COUNT, COMPONENTS, FLAT, MILLION, MODAL_TRAITS, PARTS, Component
 from services.core.events import UsageSource
-from services.core.pricing import UNITS_PER_RATE, Price, Rates
+from services.core.money import divide_half_even
+from services.core.pricing import NO_CONTEXT, Context, Price, Rates
+
+_NO_COUNTS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class UnboundedError(ValueError):
-    """Nothing bounds the call's output; `param` is the request field that would."""
+    """Nothing bounds the call; `param` is the request field that would."""
 
-    param = "max_tokens"
-
-    def __init__(self) -> None:
-        super().__init__("this model's maximum output is not known: name max_tokens, or the cost has no bound")
+    def __init__(self, param: str = "max_tokens", message: str | None = None) -> None:
+        super().__init__(message or f"this model's maximum is not known: name {param}, or the cost has no bound")
+        self.param = param
 
 
 class UnpricedComponentError(ValueError):
@@ -25,76 +30,161 @@ class UnpricedComponentError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Demand:
+    """The most that a request can make its vendor count, whatever the vendor answers.
+
+    `input_tokens` is an upper bound for one run of the model; `rounds` how often the vendor may run it for this request
+    (tools that the vendor itself runs feed their results back, so each further run may read a whole context window).
+    `output_tokens_limit` is what the request allows one choice in all, None when it names no limit (then the model's
+    maximum stands in), 0 for a route that writes no tokens; `limit_param` is the field that names it.
+
+    `counts` bounds flat counts and pages by usage count (``{"web_searches": 5}``): each must have a price, and what is
+    not there can't be used. `parts` are the components of audio, images, video and one-hour cache writes that the
+    request can bring about; those in `required` must have a price of their own, any other is priced as what it lies in.
+    `contexts` are the price contexts the vendor may choose between (service tiers, batch). `unseen` is the field that
+    brings in content whose length can't be seen here (a file by its address): then the input may fill the window.
+    `distinct` are context values that must have rates of their own (``{"speed": "fast"}``): without them the call would
+    be billed too low.
+    """
+
+    input_tokens: int
+    output_tokens_limit: int | None
+    choices: int = 1
+    rounds: int = 1
+    counts: Mapping[str, int] = field(default_factory=lambda: _NO_COUNTS)
+    parts: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    contexts: tuple[Context, ...] = (NO_CONTEXT,)
+    limit_param: str = "max_tokens"
+    unseen: str | None = None
+    distinct: Context = field(default_factory=lambda: NO_CONTEXT)
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
-    """The most a call can use and cost: tokens in all, over all choices, and nano-dollars."""
+    """The most a call can use and cost: tokens in all, over all rounds and choices, other counts, and nano-dollars."""
 
     input_tokens: int
     output_tokens: int
     amount_nano: int
+    counts: Mapping[str, int] = field(default_factory=lambda: _NO_COUNTS)
 
 
-def strict_bound(
-    price: Price,
-    input_tokens_bound: int,
-    output_tokens_limit: int | None,
-    choices: int,
-    components: Iterable[str] = (),
-) -> Bound:
-    """A true upper bound of a call's cost: no usage within its token bounds costs more by `pricing.price_usage`.
+def strict_bound(price: Price, demand: Demand) -> Bound:
+    """A true upper bound of a call's cost: no usage within `demand` costs more by `pricing.price_usage`.
 
-    Every token is taken at the dearest rate it could fall under, long-context tiers in reach included.
-    `output_tokens_limit` is what the request allows one choice, None when it names no limit; then the model's maximum
-    output, or else its context window, stands in. `components`: what the request uses beyond plain input and output.
+    Every token is taken at the dearest rate it could fall under, long-context tiers and contexts in reach included.
     Raises `UnboundedError` and `UnpricedComponentError`.
     """
-    limit = output_tokens_limit
+    limit = demand.output_tokens_limit
     if limit is None:
         limit = price.max_output_tokens if price.max_output_tokens is not None else price.context_window
     if limit is None:
-        raise UnboundedError
-    reachable: list[Rates] = [price]
-    reachable += [tier.rates for tier in price.tiers if input_tokens_bound > tier.above_input_tokens]
-    for component in components:
-        if any(getattr(rates, component) is None for rates in reachable):
-            raise UnpricedComponentError(component)
-    output_tokens = limit * choices
-    amount = max(_most(rates, input_tokens_bound, output_tokens) for rates in reachable)
-    return Bound(input_tokens_bound, output_tokens, amount)
+        raise UnboundedError(demand.limit_param)
+    input_tokens = demand.input_tokens
+    if demand.rounds > 1 or demand.unseen is not None:
+        if price.context_window is None:
+            raise _no_window(demand.unseen or "tools")
+        input_tokens = max(input_tokens, price.context_window) * demand.rounds
+    output_tokens = limit * demand.choices * demand.rounds
+    _check_distinct(price, demand.distinct)
+    amounts = []
+    for context in demand.contexts if price.variants else demand.contexts[:1]:
+        for rates in _reachable(price, context, input_tokens):
+            _check_priced(rates, demand)
+            amounts.append(_most(rates, demand, input_tokens, output_tokens, price.minimums))
+    return Bound(input_tokens, output_tokens, max(amounts), demand.counts)
 
 
-def _most(rates: Rates, input_tokens: int, output_tokens: int) -> int:
-    input_rates = _present(rates.input, rates.cache_read, rates.cache_write, rates.audio_input)
-    output_rates = _present(rates.output, rates.audio_output)
-    request_rates = _present(rates.request)
-    exact = input_tokens * max(input_rates) + output_tokens * max(output_rates) + sum(request_rates)
-    # Each component is rounded by itself, and each can gain half a nano-dollar by that; whole rates never round.
-    rounded = sum(rate % UNITS_PER_RATE != 0 for rate in (*input_rates, *output_rates, *request_rates))
-    return -(-exact // UNITS_PER_RATE) + rounded // 2
+def _no_window(param: str) -> UnboundedError:
+    message = f"this model's context window is not known, so what {param} brings in has no bound: leave it out"
+    return UnboundedError(param, message)
 
 
-def _present(*rates: int | None) -> list[int]:
-    return [rate for rate in rates if rate is not None]
+def _reachable(price: Price, context: Context, input_tokens: int) -> list[Rates]:
+    rates, tiers = price.rate_sets(context)
+    return [rates, *(tier.rates for tier in tiers if input_tokens > tier.above_input_tokens)]
+
+
+def _check_distinct(price: Price, distinct: Context) -> None:
+    for name, value in distinct.items():
+        if not any(variant.when.get(name) == value for variant in price.variants):
+            raise UnpricedComponentError(f"{name} {value}")
+
+
+def _check_priced(rates: Rates, demand: Demand) -> None:
+    for name in sorted(demand.required):
+        if name not in rates:
+            raise UnpricedComponentError(name)
+    for count, most in demand.counts.items():
+        component = BY_COUNT[count]
+        if most > 0 and component.name not in rates and (component.tree is None or component.tree not in rates):
+            raise UnpricedComponentError(component.name)
+    if demand.input_tokens > 0 and not _of_tree(rates, "input", demand.parts):
+        raise UnpricedComponentError("input")
+    if demand.output_tokens_limit != 0 and not _of_tree(rates, "output", demand.parts):
+        raise UnpricedComponentError("output")
+
+
+def _most(rates: Rates, demand: Demand, input_tokens: int, output_tokens: int, minimums: Mapping[str, int]) -> int:
+    # Each component of a tree is rounded by itself, and can gain half a nano-dollar by that; whole rates never round.
+    halves = 0
+    millionths = 0
+    for tree, tokens in (("input", input_tokens), ("output", output_tokens)):
+        in_reach = _of_tree(rates, tree, demand.parts)
+        if tokens and in_reach:
+            millionths += tokens * max(rates[each.name] for each in in_reach)
+            halves += sum(rates[each.name] % MILLION != 0 for each in in_reach)
+    pages = demand.counts.get("pages", 0)
+    if pages:
+        priced = [rates[each.name] for each in (COMPONENTS["page"], *PARTS["page"]) if each.name in rates]
+        millionths += pages * max(priced)
+        halves += sum(rate % MILLION != 0 for rate in priced)
+    nano = (2 * millionths + halves * MILLION) // (2 * MILLION)
+    for component in FLAT:
+        count = 1 if component.name == "request" else demand.counts.get(component.count, 0)
+        if count and component.name in rates:
+            # More units never cost less after rounding either.
+            count = max(count, minimums.get(component.count, 0))
+            nano += divide_half_even(count * rates[component.name], component.per)
+    return nano
+
+
+def _of_tree(rates: Rates, tree: str, parts: frozenset[str]) -> list[Component]:
+    """The priced components of a tree that a request can bring about; without any, whatever the tree has a price for.
+
+    Audio that can be input can be read from a cache, too: a trait that one of `parts` has, others may have.
+    """
+    priced = [each for each in (COMPONENTS[tree], *PARTS[tree]) if each.name in rates]
+    if tree not in rates:
+        return priced
+    asked_for: set[str] = set()
+    for name in parts:
+        if COMPONENTS[name].tree == tree:
+            asked_for |= COMPONENTS[name].traits
+    return [each for each in priced if each.traits & MODAL_TRAITS <= asked_for]
 
 
 def fill_in_usage(
-    reported: Mapping[str, int],
-    text_bytes: int,
-    input_tokens_bound: int,
-    output_tokens_limit: int | None,
-    choices: int,
+    reported: Mapping[str, int], needed: Iterable[str], text_bytes: int, demand: Demand
 ) -> tuple[dict[str, int], UsageSource]:
-    """The usage of a response, with estimates for what the vendor did not report, and where it comes from.
+    """The usage of a response, with estimates for what it had to say and did not, and where it comes from.
 
-    Conservative on purpose, so that money is never lost: input counts as its upper bound, output as one token for each
-    byte of generated text seen (a token is at least one byte), but never more than the request allowed.
+    `needed` are the counts that the answer of this route reports. Conservative on purpose, so that money is never lost:
+    input and other counts stand at their bound, output at one token for each byte of generated text seen (a token is at
+    least one byte), but never more than the request allowed.
     """
     usage = dict(reported)
-    if "input_tokens" in usage and "output_tokens" in usage:
-        return usage, "reported"
-    usage.setdefault("input_tokens", input_tokens_bound)
-    most = text_bytes if output_tokens_limit is None else min(text_bytes, output_tokens_limit * choices)
-    usage.setdefault("output_tokens", most)
-    return usage, "estimated"
+    missing = [count for count in needed if count not in usage]
+    for count in missing:
+        if count == "input_tokens":
+            usage[count] = demand.input_tokens
+        elif count == "output_tokens":
+            limit = demand.output_tokens_limit
+            usage[count] = text_bytes if limit is None else min(text_bytes, limit * demand.choices * demand.rounds)
+        else:
+            usage[count] = demand.counts.get(count, 0)
+    return usage, "estimated" if missing else "reported"
 
 
 def within_bound(usage: Mapping[str, int], source: UsageSource, bound: Bound) -> dict[str, int]:
@@ -102,5 +192,6 @@ def within_bound(usage: Mapping[str, int], source: UsageSource, bound: Bound) ->
     settled = dict(usage)
     if source == "estimated":
         for name, most in (("input_tokens", bound.input_tokens), ("output_tokens", bound.output_tokens)):
-            settled[name] = min(settled.get(name, 0), most)
+            if name in settled:
+                settled[name] = min(settled[name], most)
     return settled

@@ -12,11 +12,14 @@ from services.core.budgets import Charge
 from services.core.identity import Identity
 
 Outcome = Literal["completed", "partial", "vendor_error", "cancelled"]
-UsageSource = Literal["reported", "estimated", "none"]
-Match = Literal["exact", "normalised", "none"]
+UsageSource = Literal["reported", "counted", "estimated", "none"]
+Match = Literal["exact", "normalised", "fallback", "none"]
+AttemptOutcome = Literal["answered", "refused", "failed", "timed_out", "unreachable", "broke_off"]
 
 OUTCOMES: Final = ("completed", "partial", "vendor_error", "cancelled")
-USAGE_SOURCES: Final = ("reported", "estimated", "none")
+USAGE_SOURCES: Final = ("reported", "counted", "estimated", "none")
+MATCHES: Final = ("exact", "normalised", "fallback", "none")
+ATTEMPT_OUTCOMES: Final = ("answered", "refused", "failed", "timed_out", "unreachable", "broke_off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,24 @@ class CallFacts:
 
 @dataclass(frozen=True, slots=True)
 class ComponentCost:
-    """One priced component: `quantity` units (tokens, requests) at `price_nano_per_million` nano-dollars a million."""
+    """One priced component: `quantity` units (tokens, requests, …) at `price_nano` nano-dollars for `per` of them."""
 
     component: str
     quantity: int
-    price_nano_per_million: int
+    price_nano: int
     cost_nano: int
+    per: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try to get a call answered. `http_status` is 0 when no answer began; `duration_us` ends where it began."""
+
+    vendor: str
+    model: str
+    outcome: AttemptOutcome
+    http_status: int
+    duration_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,11 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What the call did cost. `held_nano` repeats the hold that it ends."""
+    """What the call did cost. `held_nano` repeats the hold that it ends, `estimate_mode` how that was sized.
+
+    `price_context` is what picked the rates besides the model (service tier, batch), `unpriced` the counts of `usage`
+    that the price does not cover, `attempts` every try, in order, the one that was answered last.
+    """
 
     TYPE: ClassVar[str] = "spend.settlement.recorded.v1"
     TOPIC: ClassVar[str] = "spend.settlements.v1"
@@ -85,6 +104,28 @@ class Settlement:
     http_status: int
     retry_count: int
     latency_us: Mapping[str, int] = field(default_factory=dict)
+    estimate_mode: str = "strict"
+    price_context: Mapping[str, str] = field(default_factory=dict)
+    unpriced: tuple[str, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HoldResized:
+    """What is held for a call has changed, and until when: it goes to another vendor, or its stream needs more.
+
+    `facts` are those of the call as it goes on. `time_ms` is of the hot state's clock.
+    """
+
+    TYPE: ClassVar[str] = "spend.hold.resized.v1"
+    TOPIC: ClassVar[str] = "spend.reservations.v1"
+
+    transaction_id: str
+    time_ms: int
+    facts: CallFacts
+    held_nano: int
+    charges: tuple[Charge, ...]
+    expires_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +163,10 @@ class Denial:
     held_nano: int | None = None
 
 
-Event = Reservation | Settlement | Expiry | Denial
-EVENT_TYPES: Final[Mapping[str, type[Reservation] | type[Settlement] | type[Expiry] | type[Denial]]] = {
-    kind.TYPE: kind for kind in (Reservation, Settlement, Expiry, Denial)
+Event = Reservation | HoldResized | Settlement | Expiry | Denial
+EventType = type[Reservation] | type[HoldResized] | type[Settlement] | type[Expiry] | type[Denial]
+EVENT_TYPES: Final[Mapping[str, EventType]] = {
+    kind.TYPE: kind for kind in (Reservation, HoldResized, Settlement, Expiry, Denial)
 }
 
 

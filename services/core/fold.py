@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from services.core.budgets import Charge
 from services.core.codec import encode_facts
-from services.core.events import Denial, Expiry, Reservation, Settlement, Stamped
+from services.core.events import Denial, Expiry, HoldResized, Reservation, Settlement, Stamped
 from services.core.hotstate import (
     CLOCK_MARGIN_MS,
     EXPIRY_PRODUCER,
@@ -49,6 +49,11 @@ def step_of(stamped: Stamped, offset: int) -> FoldStep | None:
             context = encode_facts(event.facts)
             return FoldStep(
                 "restore", *place, event.held_nano, event.charges, context, event.expires_at_ms, event.time_ms
+            )
+        case HoldResized():
+            context = encode_facts(event.facts)
+            return FoldStep(
+                "resize", *place, event.held_nano, event.charges, context, event.expires_at_ms, event.time_ms
             )
         case Denial():
             return None
@@ -141,6 +146,10 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
             state.holds[step.reservation_id] = restored
             _start(state, step.reservation_id, restored, now_ms)
         return
+    if step.kind == "resize":
+        if hold is not None and hold.phase == "held" and step.time_ms >= hold.resized_at_ms:
+            _resize(state, step, hold, now_ms)
+        return
     if hold is None:
         hold = Hold(0, step.charges, "", 0)
     elif hold.phase == "settled" or (hold.phase == "expired" and step.kind == "expire"):
@@ -160,6 +169,15 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
         booked_nano=step.amount_nano,
         forget_at_ms=_forget_at_ms(hold.charges, may_end_again, now_ms),
     )
+
+
+def _resize(state: OrgState, step: FoldStep, hold: Hold, now_ms: int) -> None:
+    for charge in hold.charges:
+        add_held(state, charge, -hold.amount_nano, now_ms)
+        add_held(state, charge, step.amount_nano, now_ms)
+    hold.amount_nano, hold.context, hold.resized_at_ms = step.amount_nano, step.context, step.time_ms
+    if state.due[step.reservation_id] == hold.expires_at_ms:  # else a reaper has it
+        hold.expires_at_ms = state.due[step.reservation_id] = step.expires_at_ms
 
 
 def _may_be_forgotten(state: OrgState, admitted_at_ms: int, now_ms: int) -> bool:

@@ -37,6 +37,8 @@ class Hold:
     """A reservation's hold. `booked_nano` is what it has put into `spent` so far (0 while held).
 
     An ended hold keeps all but its context until `forget_at_ms`, so that its reservation id is answered as it was.
+    `resized_at_ms` is when its amount was last changed, 0 when it never was: what the log tells of an earlier change is
+    then known to be past.
     """
 
     amount_nano: int
@@ -47,6 +49,7 @@ class Hold:
     booked_nano: int = 0
     admitted_at_ms: int = 0
     forget_at_ms: int | None = None
+    resized_at_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -156,10 +159,11 @@ class FoldStep:
     ``settle``: hold out, `amount_nano` spent, less what an expiry had booked. ``expire``: hold out, `amount_nano`
     booked, unless the hold has ended. ``restore``: a reservation whose hold is unknown comes back (after a rebuild, or
     when the server lost its last writes), expiring at `expires_at_ms`; unless it was admitted at a `time_ms` since
-    when its hold may have ended in this state and been forgotten.
+    when its hold may have ended in this state and been forgotten. ``resize``: an open hold gets another amount and
+    time, unless a later change has come first.
     """
 
-    kind: Literal["settle", "expire", "restore"]
+    kind: Literal["settle", "expire", "restore", "resize"]
     offset: int
     producer: str
     sequence: int

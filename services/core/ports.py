@@ -133,6 +133,9 @@ class HotState(Protocol):
     async def reserve(self, request: HoldRequest) -> ReserveAnswer:
         """`core.reserve.reserve`, atomically, in one round trip."""
 
+    async def resize(self, request: HoldRequest) -> ReserveAnswer | None:
+        """`core.reserve.resize`, atomically, in one round trip."""
+
     async def release(self, org: str, reservation_id: str) -> bool:
         """`core.reserve.release`, atomically."""
 

@@ -1,200 +1,138 @@
-"""Prices: a hashed, versioned catalog; exact, then normalised look-up; cost as integers, one rounding a component.
+"""Cost: usage times rates, as integers, one rounding a component, half-even (PR-4).
 
-Every rate is in nano-dollars per million units (tokens, or requests for `request`). An absent rate is None; zero is a
-price. Tokens of a part that has no rate of its own (say, cached input of a model without a cache price) are priced as
-plain input or output.
+A rate is nano-dollars for as many units as `components` says (a million tokens, an hour of audio). An absent rate is no
+price; zero is a price. Tokens of a part without a rate of its own (say, cached input of a model without a cache price)
+are priced as what the part lies in.
 """
 
-import hashlib
-import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
-from services.core.events import ComponentCost, Match
-from services.core.money import divide_half_even, format_usd, parse_usd
+from services.core.components import COMPONENTS, FLAT, PARTS, TREES, Component
+from services.core.events import ComponentCost
+from services.core.money import divide_half_even
 
-UNITS_PER_RATE: Final = 1_000_000
+Rates = Mapping[str, int]
+Context = Mapping[str, str]
 
-# Parts of input and output that may have a rate of their own, with the usage count of each. Where reported parts
-# overlap or exceed their total, the earlier (dearer) part takes its tokens first, so that cost is never too low.
-INPUT_PARTS: Final = (
-    ("audio_input", "audio_input_tokens"),
-    ("cache_write", "cache_write_tokens"),
-    ("cache_read", "cache_read_tokens"),
-)
-OUTPUT_PARTS: Final = (("audio_output", "audio_output_tokens"),)
-
-_DATE_SUFFIX: Final = re.compile(r"-\d{4}-\d{2}-\d{2}")
-
-
-class CatalogError(ValueError):
-    """These bytes are not a price catalog, or not the one that their version names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What each component costs."""
-
-    input: int
-    output: int
-    cache_read: int | None = None
-    cache_write: int | None = None
-    audio_input: int | None = None
-    audio_output: int | None = None
-    request: int | None = None
+NO_CONTEXT: Final[Context] = MappingProxyType({})
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Rates of a whole call whose input has more than `above_input_tokens` tokens."""
+    """All rates of a call whose input has more than `above_input_tokens` tokens."""
 
     above_input_tokens: int
     rates: Rates
 
 
 @dataclass(frozen=True, slots=True)
-class Price(Rates):
-    """A model's price: base rates, long-context `tiers` by rising threshold, and what bounds its output, if known."""
+class Variant:
+    """All rates of calls in a certain context (``{"processing": "batch"}``, ``{"service_tier": "priority"}``)."""
 
+    when: Context
+    rates: Rates
+    tiers: tuple[Tier, ...] = ()
+
+    def holds_in(self, context: Context) -> bool:
+        """Whether a call in that context is priced by this variant."""
+        return all(context.get(name) == value for name, value in self.when.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A model's price: base rates, long-context `tiers` by rising threshold, `variants`, and what bounds a call.
+
+    `minimums` has, by usage count, the least that is charged once anything is counted (Groq: ten seconds of audio).
+    """
+
+    rates: Rates
     tiers: tuple[Tier, ...] = ()
     max_output_tokens: int | None = None
     context_window: int | None = None
+    variants: tuple[Variant, ...] = ()
+    minimums: Mapping[str, int] = field(default_factory=lambda: _NONE)
+
+    def rate_sets(self, context: Context = NO_CONTEXT) -> tuple[Rates, tuple[Tier, ...]]:
+        """Base rates and tiers in a context: those of the first variant that holds in it, else the standard ones."""
+        for variant in self.variants:
+            if variant.holds_in(context):
+                return variant.rates, variant.tiers
+        return self.rates, self.tiers
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The answer of a look-up: the catalog's own name of the model, how it was matched, and its price."""
-
-    model_priced: str
-    match: Match
-    price: Price
-
-
-@dataclass(frozen=True, slots=True)
-class Catalog:
-    """Prices by vendor and by every name and alias a model is known under. `version` is a hash of the content."""
-
-    version: str
-    prices: Mapping[str, Mapping[str, tuple[str, Price]]]
-
-    def find(self, vendor: str, model: str) -> Found | None:
-        """The price of `model`: by its exact name or alias, else without its vendor prefix and date suffix, else None.
-
-        A model that is not listed is never given the price of another.
-        """
-        names = self.prices.get(vendor, {})
-        if model in names:
-            return Found(names[model][0], "exact", names[model][1])
-        bare = model.removeprefix(f"{vendor}/")
-        dated = _DATE_SUFFIX.search(bare)
-        undated = bare[: dated.start()] if dated is not None and dated.end() == len(bare) else bare
-        for name in (bare, undated):
-            if name in names:
-                return Found(names[name][0], "normalised", names[name][1])
-        return None
-
-
-def price_usage(price: Price, usage: Mapping[str, int]) -> tuple[ComponentCost, ...]:
-    """What `usage` costs, as disjoint components, each rounded once, half-even. Input and output are always there.
-
-    Counts: input_tokens and output_tokens (totals) and their parts cache_read_tokens, cache_write_tokens,
-    audio_input_tokens, audio_output_tokens; a missing count is zero, others are ignored.
-    """
-    input_tokens = usage.get("input_tokens", 0)
-    rates = rates_for(price, input_tokens)
-    costs = [
-        *_split("input", rates, usage, input_tokens, INPUT_PARTS),
-        *_split("output", rates, usage, usage.get("output_tokens", 0), OUTPUT_PARTS),
-    ]
-    if rates.request is not None:
-        costs.append(_cost("request", 1, rates.request))
-    return tuple(costs)
-
-
-def rates_for(price: Price, input_tokens: int) -> Rates:
+def rates_for(price: Price, input_tokens: int, context: Context = NO_CONTEXT) -> Rates:
     """The rates of a call with that many input tokens: those of the highest tier it is above."""
-    rates: Rates = price
-    for tier in price.tiers:
+    rates, tiers = price.rate_sets(context)
+    for tier in tiers:
         if input_tokens > tier.above_input_tokens:
             rates = tier.rates
     return rates
 
 
-def _split(
-    total_name: str, rates: Rates, usage: Mapping[str, int], total: int, parts: tuple[tuple[str, str], ...]
-) -> list[ComponentCost]:
-    rest = total
-    costs = []
-    for component, count_name in parts:
-        rate: int | None = getattr(rates, component)
-        quantity = min(usage.get(count_name, 0), rest)
-        if rate is not None and quantity > 0:
-            costs.append(_cost(component, quantity, rate))
-            rest -= quantity
-    return [_cost(total_name, rest, getattr(rates, total_name)), *costs]
+def price_usage(price: Price, usage: Mapping[str, int], context: Context = NO_CONTEXT) -> tuple[ComponentCost, ...]:
+    """What `usage` costs, as disjoint components, each rounded once, half-even.
 
-
-def _cost(component: str, quantity: int, rate: int) -> ComponentCost:
-    return ComponentCost(component, quantity, rate, divide_half_even(quantity * rate, UNITS_PER_RATE))
-
-
-# ---- the catalog as JSON --------------------------------------------------------------------------------------------
-
-
-def catalog_version(document: Mapping[str, Any]) -> str:
-    """The version of a catalog document: a prefix of the SHA-256 of its canonical JSON, the version itself left out."""
-    content = {name: value for name, value in document.items() if name != "version"}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def decode_catalog(value: bytes) -> Catalog:
-    """The catalog of JSON bytes; raises `CatalogError` when they are malformed or edited since their version was set.
-
-    Form: ``{"version", "models": [{"vendor", "model", "aliases", "usd_per_million": {component: "0.150000000"},
-    "tiers": [{"above_input_tokens", "usd_per_million"}], "max_output_tokens", "context_window"}], …}``.
+    `usage` has counts by name (`components`); a missing one is zero, others are ignored. Where reported parts overlap
+    or exceed their total, the dearer part takes its tokens first, so that cost is never too low; for the same reason
+    tokens of a tree whose root has no rate are priced at the dearest rate the tree has.
     """
-    try:
-        document = json.loads(value)
-        version = document["version"]
-        if version != catalog_version(document):
-            raise CatalogError(f"the catalog is not what its version {version!r} names: it was edited since")
-        prices: dict[str, dict[str, tuple[str, Price]]] = {}
-        for entry in document["models"]:
-            price = _price(entry)
-            names = prices.setdefault(entry["vendor"], {})
-            for name in (entry["model"], *entry["aliases"]):
-                if names.setdefault(name, (entry["model"], price)) != (entry["model"], price):
-                    raise CatalogError(f"two models of vendor {entry['vendor']!r} are called {name!r}")
-    except CatalogError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CatalogError(f"not a price catalog: {error!r}") from error
-    return Catalog(version, prices)
+    rates = rates_for(price, usage.get("input_tokens", 0), context)
+    costs: list[ComponentCost] = []
+    for tree in TREES:
+        costs += _split(tree, rates, usage)
+    for component in FLAT:
+        rate = rates.get(component.name)
+        quantity = 1 if component.name == "request" else usage.get(component.count, 0)
+        if rate is not None and quantity > 0:
+            costs.append(_cost(component, max(quantity, price.minimums.get(component.count, 0)), rate))
+    return tuple(costs)
 
 
-def rates_fields(rates: Rates) -> dict[str, str]:
-    """The rates that are there, by component, in US dollars per million units."""
-    amounts = {field.name: getattr(rates, field.name) for field in fields(Rates)}
-    return {name: format_usd(amount) for name, amount in amounts.items() if amount is not None}
+def unpriced_counts(price: Price, usage: Mapping[str, int], context: Context = NO_CONTEXT) -> tuple[str, ...]:
+    """Counts in `usage` above zero that nothing in the price covers, in the order of `components`."""
+    rates = rates_for(price, usage.get("input_tokens", 0), context)
+    roots = [
+        COMPONENTS[tree].count
+        for tree in TREES
+        if tree not in rates and not any(part.name in rates for part in PARTS[tree])
+    ]
+    flat = [each.count for each in FLAT if each.name not in rates]
+    return tuple(count for count in (*roots, *flat) if usage.get(count, 0) > 0)
 
 
-def _price(entry: Mapping[str, Any]) -> Price:
-    tiers = tuple(Tier(each["above_input_tokens"], Rates(**_rates(each))) for each in entry["tiers"])
-    if list(tiers) != sorted(tiers, key=lambda tier: tier.above_input_tokens):
-        raise CatalogError(f"the tiers of {entry['model']!r} are not in rising order")
-    return Price(
-        **_rates(entry),
-        tiers=tiers,
-        max_output_tokens=entry["max_output_tokens"],
-        context_window=entry["context_window"],
-    )
+def _split(tree: str, rates: Rates, usage: Mapping[str, int]) -> Iterator[ComponentCost]:
+    root = COMPONENTS[tree]
+    parts = [each for each in PARTS[tree] if each.name in rates and usage.get(each.count, 0) > 0]
+    rest = usage.get(root.count, 0)
+    found: list[tuple[Component, int]] = []
+    if parts:
+        # Innermost first, and of those equally deep the dearer.
+        parts.sort(key=lambda each: (-len(each.traits), -rates[each.name]))
+        taken: dict[str, int] = {}
+        for part in parts:
+            inside = sum(count for name, count in taken.items() if COMPONENTS[name].is_inside(part))
+            quantity = min(max(usage[part.count] - inside, 0), rest)
+            taken[part.name] = quantity
+            rest -= quantity
+            if quantity:
+                found.append((part, quantity))
+    if tree in rates:
+        yield _cost(root, rest, rates[tree])
+    elif rest:
+        dearest = max(
+            (each for each in PARTS[tree] if each.name in rates), key=lambda each: rates[each.name], default=None
+        )
+        if dearest is not None:
+            already = sum(quantity for part, quantity in found if part is dearest)
+            found = [each for each in found if each[0] is not dearest] + [(dearest, already + rest)]
+    for part, quantity in found:
+        yield _cost(part, quantity, rates[part.name])
 
 
-def _rates(entry: Mapping[str, Any]) -> dict[str, int]:
-    rates = {component: parse_usd(text) for component, text in entry["usd_per_million"].items()}
-    if any(rate < 0 for rate in rates.values()):
-        raise CatalogError("a price is negative")
-    return rates
+def _cost(component: Component, quantity: int, rate: int) -> ComponentCost:
+    cost_nano = divide_half_even(quantity * rate, component.per)
+    return ComponentCost(component.name, quantity, rate, cost_nano, component.per)

@@ -1,6 +1,6 @@
 """The reserve decision: check every budget, then hold against all of them or none.
 
-Twin of ``adapters/lua/reserve.lua``, ``release.lua``, ``claim.lua`` and ``peek.lua``.
+Twin of ``adapters/lua/reserve.lua``, ``resize.lua``, ``release.lua``, ``claim.lua`` and ``peek.lua``.
 """
 
 from collections.abc import Sequence
@@ -62,6 +62,37 @@ def reserve(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer
         add_held(state, charge, hold.amount_nano, now_ms)
     state.holds[request.reservation_id] = hold
     state.due[request.reservation_id] = hold.expires_at_ms
+    return _admitted(state, proposals, hold, now_ms)
+
+
+def resize(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer | None:
+    """Changes what an open hold holds, and until when, all or nothing; None when there is no such hold any more.
+
+    The proposals are the hold's own charges, in order, with their budgets' limits. Each budget must have room for the
+    new amount once the old one is out, unless the new one is no larger; the standings of a refusal are without the old.
+    """
+    if state.epoch is None:
+        return Cold()
+    hold = state.holds.get(request.reservation_id)
+    charges = tuple(proposal.charge() for proposal in request.proposals)
+    if hold is None or hold.phase != "held" or hold.charges != charges:
+        return None
+    if state.due[request.reservation_id] != hold.expires_at_ms:
+        return None  # a reaper has it, and its expiry may be on the way
+    proposals = at_bucket(request.proposals, now_ms)
+    _advance(state, proposals, now_ms)
+    for charge in hold.charges:
+        add_held(state, charge, -hold.amount_nano, now_ms)
+    standings = _standings(state, proposals, now_ms)
+    exhausted = lacking(standings, request.amount_nano)
+    if exhausted and request.amount_nano > hold.amount_nano:
+        for charge in hold.charges:
+            add_held(state, charge, hold.amount_nano, now_ms)
+        return Refused(state.config_version, now_ms, exhausted)
+    for charge in hold.charges:
+        add_held(state, charge, request.amount_nano, now_ms)
+    hold.amount_nano, hold.context, hold.resized_at_ms = request.amount_nano, request.context, now_ms
+    hold.expires_at_ms = state.due[request.reservation_id] = now_ms + request.hold_ms
     return _admitted(state, proposals, hold, now_ms)
 
 

@@ -1,9 +1,9 @@
 """The compiled snapshot of an org: all a gateway needs to decide, versioned, published into the hot state."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 from services.core.budgets import Budget
 from services.core.windows import CalendarWindow, RollingWindow, Window
@@ -20,6 +20,49 @@ class Connection:
     prices_as: str
 
 
+UnknownModelPolicy = Literal["reject", "fallback_price", "allow_unpriced"]
+UNKNOWN_MODEL_POLICIES: Final[tuple[UnknownModelPolicy, ...]] = ("reject", "fallback_price", "allow_unpriced")
+ANY: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A vendor and a model of it."""
+
+    vendor: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownModels:
+    """What becomes of a call whose model has no price (PR-2). `priced_as` is set for ``fallback_price`` only."""
+
+    policy: UnknownModelPolicy = "reject"
+    priced_as: Target | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRule:
+    """How calls of a vendor's route are treated; `*` is any vendor or any route, and what is None is left as it is.
+
+    `budget_status` is the HTTP status of a budget's refusal; `fallbacks` are tried in order when the vendor fails.
+    """
+
+    vendor: str = ANY
+    route: str = ANY
+    budget_status: int | None = None
+    timeout_ms: int | None = None
+    fallbacks: tuple[Target, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """An org's own prices, as entries of a catalog (`core.catalog`); `version` is a hash of them."""
+
+    version: str
+    entries: tuple[Mapping[str, Any], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """An org as compiled: `version` grows with every change."""
@@ -31,6 +74,25 @@ class Snapshot:
     book_expired: bool
     budgets: tuple[Budget, ...]
     connections: Mapping[str, Connection]
+    overrides: Overrides | None = None
+    unknown_models: UnknownModels = UnknownModels()
+    allow_unpriced_routes: bool = False
+    rules: tuple[RouteRule, ...] = ()
+
+    def rule(self, vendor: str, route: str) -> RouteRule:
+        """What holds for a vendor's route: of each setting, the most particular rule's that has it."""
+        found = RouteRule(vendor, route)
+        for wanted in ((vendor, route), (vendor, ANY), (ANY, route), (ANY, ANY)):
+            for each in self.rules:
+                if (each.vendor, each.route) == wanted:
+                    found = RouteRule(
+                        vendor,
+                        route,
+                        each.budget_status if found.budget_status is None else found.budget_status,
+                        each.timeout_ms if found.timeout_ms is None else found.timeout_ms,
+                        each.fallbacks if found.fallbacks is None else found.fallbacks,
+                    )
+        return found
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
@@ -49,6 +111,7 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
                     "scope_value": each.scope_value,
                     "window": _window_fields(each.window),
                     "limit_nano": each.limit_nano,
+                    "estimate": each.estimate,
                 }
                 for each in snapshot.budgets
             ],
@@ -62,6 +125,15 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
                 }
                 for each in snapshot.connections.values()
             ],
+            "overrides": None
+            if snapshot.overrides is None
+            else {"version": snapshot.overrides.version, "entries": list(snapshot.overrides.entries)},
+            "unknown_models": {
+                "policy": snapshot.unknown_models.policy,
+                "priced_as": _target_fields(snapshot.unknown_models.priced_as),
+            },
+            "allow_unpriced_routes": snapshot.allow_unpriced_routes,
+            "rules": [_rule_fields(each) for each in snapshot.rules],
         },
         sort_keys=True,
         separators=(",", ":"),
@@ -87,11 +159,49 @@ def decode_snapshot(value: bytes) -> Snapshot:
                 each["scope_value"],
                 _window_of(each["window"]),
                 each["limit_nano"],
+                each.get("estimate", "strict"),
             )
             for each in fields["budgets"]
         ),
         connections={each["vendor"]: _connection_of(each) for each in fields["connections"]},
+        # A control of an earlier release does not write these.
+        overrides=_overrides_of(fields.get("overrides")),
+        unknown_models=_unknown_models_of(fields.get("unknown_models")),
+        allow_unpriced_routes=fields.get("allow_unpriced_routes", False),
+        rules=tuple(_rule_of(each) for each in fields.get("rules", ())),
     )
+
+
+def _target_fields(target: Target | None) -> dict[str, str] | None:
+    return None if target is None else {"vendor": target.vendor, "model": target.model}
+
+
+def _target_of(fields: Mapping[str, str] | None) -> Target | None:
+    return None if fields is None else Target(fields["vendor"], fields["model"])
+
+
+def _rule_fields(rule: RouteRule) -> dict[str, Any]:
+    return {
+        "vendor": rule.vendor,
+        "route": rule.route,
+        "budget_status": rule.budget_status,
+        "timeout_ms": rule.timeout_ms,
+        "fallbacks": None if rule.fallbacks is None else [_target_fields(each) for each in rule.fallbacks],
+    }
+
+
+def _rule_of(fields: Mapping[str, Any]) -> RouteRule:
+    targets: Sequence[Mapping[str, str]] | None = fields["fallbacks"]
+    fallbacks = None if targets is None else tuple(Target(each["vendor"], each["model"]) for each in targets)
+    return RouteRule(fields["vendor"], fields["route"], fields["budget_status"], fields["timeout_ms"], fallbacks)
+
+
+def _overrides_of(fields: Mapping[str, Any] | None) -> Overrides | None:
+    return None if fields is None else Overrides(fields["version"], tuple(fields["entries"]))
+
+
+def _unknown_models_of(fields: Mapping[str, Any] | None) -> UnknownModels:
+    return UnknownModels() if fields is None else UnknownModels(fields["policy"], _target_of(fields["priced_as"]))
 
 
 def _connection_of(fields: dict[str, Any]) -> Connection:

@@ -2,69 +2,90 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
 from ulid import ULID
 
-from services.core.budgets import Charge, Standing, propose, tightest
-from services.core.codec import encode_facts, format_time
+from services.core.budgets import Budget, Charge, EstimateMode, Standing, propose, tightest
+from services.core.calibrate import Calibration
+from services.core.codec import encode_facts
 from services.core.estimate import Bound, UnboundedError, UnpricedComponentError, strict_bound
-from services.core.events import CallFacts, Denial, Reservation
+from services.core.events import Attempt, CallFacts, Reservation
 from services.core.hotstate import Admitted, Cold, HoldRequest, Refused
 from services.core.identity import Identity
-from services.core.money import format_usd
+from services.core.jobs import HOLD_MS, JobKind, JobPart
 from services.core.ports import HotState, OutboxEvent, OutboxFullError, UnavailableError
-from services.core.pricing import Found, Price
-from services.core.snapshot import Connection
+from services.core.pricebook import UNPRICED, Priced
+from services.core.pricing import Price
+from services.core.snapshot import Connection, RouteRule
+from services.gateway.connect import SANDBOX, Connector, Target
+from services.gateway.deny import BUDGET_STATUS, Denier
+from services.gateway.jobs.lines import bound_lines, free_batch, whole_part
 from services.gateway.observe import CallSpan, Tracing, event_headers
 from services.gateway.record import Recorder
 from services.gateway.refusal import RefusedError, backlog, rebuilding
 from services.gateway.snapshots import HotClock, OrgView, Snapshots
+from services.gateway.table import Candidate
 from services.gateway.timing import Timing
-from services.gateway.vendors import RequestFacts
+from services.gateway.vendors import RequestFacts, RequestRefusedError, RouteRequest
 
 log = structlog.get_logger()
 
-SANDBOX: Final = "sandbox"
+BYOK: Final = "byok"
+METERED: Final = "metered"
 _PROPOSALS: Final = 3
 _RELEASE_PAUSES_S: Final = (0.0, 0.5, 2.0, 8.0)
-# A client that waits longer than this is better told than held up (CLIENTS.md).
-_SHORT_WAIT_MS: Final = 60_000
-
-OpenSealed = Callable[[str, str, str], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """Where a call goes: `base_url` up to and without the route, and the vendor's key in the clear."""
+class Asked:
+    """A call as it was asked for: who asks, on which route, with what, and whose vendor key shall be used.
 
-    vendor: str
-    base_url: str
-    vendor_key: str | None = field(repr=False)
+    `job` is the kind of work that it asks for to go on after its answer.
+    """
+
+    identity: Identity
+    candidate: Candidate
+    request: RouteRequest
+    facts: RequestFacts
+    vendor: str | None
+    own_key: str | None = field(repr=False)
+    trace: Mapping[str, str] = field(default_factory=dict)
+    job: JobKind | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AdmittedCall:
-    """A call that is held, for `hold_ms`, and recorded. `standing` is its tightest budget, this hold included."""
+    """A call that is held, for `hold_ms`, and recorded. `standing` is its tightest budget, this hold included.
+
+    `bound` is the most it can cost; `held_nano` what is held, less than that when `estimate_mode` is calibrated.
+    `attempts` grows with every try to get it answered. `parts` are what a job's bound is made of.
+    """
 
     transaction_id: str
     facts: CallFacts
+    asked: Asked
     request: RequestFacts
     price: Price
     bound: Bound
+    held_nano: int
+    estimate_mode: EstimateMode
     charges: tuple[Charge, ...]
     standing: Standing | None
     hold_ms: int
     target: Target
+    rule: RouteRule
     span: CallSpan
     timing: Timing
+    attempts: list[Attempt] = field(default_factory=list)
+    parts: tuple[JobPart, ...] = ()
 
 
 class Admitter:
-    """Decides calls. `open_sealed` decrypts a vendor key for (org, vendor, sealed text) and raises `ValueError`."""
+    """Decides calls."""
 
     def __init__(
         self,
@@ -74,22 +95,18 @@ class Admitter:
         hot_state: HotState,
         outbox: Recorder,
         tracing: Tracing,
-        open_sealed: OpenSealed,
-        sandbox_url: str | None,
-        default_vendor: str,
-        header_prefix: str,
+        connector: Connector,
+        denier: Denier,
+        calibration: Calibration,
     ) -> None:
         self._snapshots = snapshots
         self._clock = clock
         self._hot_state = hot_state
         self._outbox = outbox
         self._tracing = tracing
-        self._open_sealed = open_sealed
-        self._default_vendor = default_vendor
-        self._transaction_header = (header_prefix + "transaction-id").encode()
-        self._sandbox = None
-        if sandbox_url is not None:
-            self._sandbox = Connection(SANDBOX, "openai", sandbox_url.rstrip("/") + "/v1", None, SANDBOX)
+        self._connector = connector
+        self._denier = denier
+        self._calibration = calibration
         self._releasing: set[asyncio.Task[None]] = set()
 
     async def view(self, org: str) -> OrgView:
@@ -99,126 +116,134 @@ class Admitter:
         except UnavailableError as error:
             raise rebuilding("this org's configuration can't be read right now; try again in a second") from error
 
-    def connections(self, view: OrgView) -> Mapping[str, Connection]:
-        """Every vendor the org can reach, the sandbox included when there is one."""
-        sandbox = {} if self._sandbox is None else {SANDBOX: self._sandbox}
-        return {**view.snapshot.connections, **sandbox}
-
-    async def admit(
-        self,
-        identity: Identity,
-        request: RequestFacts,
-        *,
-        dialect: str,
-        route: str,
-        vendor: str | None,
-        trace: Mapping[str, str],
-        timing: Timing,
-    ) -> AdmittedCall:
-        """Holds and records a call to `vendor` (None: the model or the default decides). Raises `RefusedError`."""
-        view = await self.view(identity.org)
-        if vendor is None:
-            to_sandbox = self._sandbox is not None and request.model.startswith("sandbox-")
-            vendor = SANDBOX if to_sandbox else self._default_vendor
+    async def admit(self, asked: Asked, view: OrgView, timing: Timing) -> AdmittedCall:
+        """Holds and records a call. Raises `RefusedError`."""
+        vendor = asked.vendor if asked.vendor is not None else self._connector.default_for(asked.facts.model)
         facts = CallFacts(
-            identity=identity,
+            identity=asked.identity,
             vendor=vendor,
-            route=route,
-            model_requested=request.model,
-            model_priced=request.model,
+            route=asked.candidate.route.name,
+            model_requested=asked.facts.model,
+            model_priced=asked.facts.model,
             match="none",
             catalog_version=view.snapshot.catalog_version,
             config_version=view.snapshot.version,
+            auth_mode=METERED if asked.own_key is None else BYOK,
         )
-        span = self._tracing.begin(request.model, vendor, trace, timing.started_wall_ns)
-        attempt = _Attempt(f"txn_{ULID()}", facts, view, request, span, timing)
+        span = self._tracing.begin(asked.facts.model, vendor, asked.trace, timing.started_wall_ns)
+        attempt = _Attempt(f"txn_{ULID()}", facts, view, asked, span, timing)
         try:
-            return await self._decide(attempt, dialect)
+            return await self._decide(attempt)
         except RefusedError as refusal:
             span.end({"farthing.transaction_id": attempt.transaction_id}, error=refusal.code)
             raise
 
-    async def _decide(self, attempt: "_Attempt", dialect: str) -> AdmittedCall:
-        connection = self._connection(attempt, dialect)
-        found, bound = self._price(attempt, connection)
-        target = Target(connection.vendor, connection.base_url.rstrip("/"), self._vendor_key(attempt, connection))
+    async def _decide(self, attempt: "_Attempt") -> AdmittedCall:
+        connection = self._connection(attempt)
+        priced, bound, parts = await self._price(attempt, connection)
+        target = self._target(attempt, connection)
         if self._outbox.is_full():
             raise backlog("the event log has been away too long, and calls can't be recorded; try again shortly")
+        budgets = tuple(attempt.view.budgets.matching(attempt.facts.identity))
+        held_nano, mode = self._amount(attempt, budgets, bound)
+        rule = attempt.view.snapshot.rule(connection.vendor, attempt.facts.route)
         attempt.timing.decided_ns = time.perf_counter_ns()
-        admitted = await self._hold(attempt, bound)
-        await self._record(attempt, bound, admitted)
+        admitted = await self._hold(attempt, budgets, bound, held_nano, rule)
+        await self._record(attempt, bound, held_nano, mode, admitted)
         attempt.timing.held_ns = time.perf_counter_ns()
         return AdmittedCall(
             transaction_id=attempt.transaction_id,
             facts=attempt.facts,
-            request=attempt.request,
-            price=found.price,
+            asked=attempt.asked,
+            request=attempt.asked.facts,
+            price=priced.price,
             bound=bound,
+            held_nano=held_nano,
+            estimate_mode=mode,
             charges=admitted.charges,
             standing=tightest(admitted.standings),
-            hold_ms=attempt.view.snapshot.hold_ms,
+            hold_ms=attempt.hold_ms,
             target=target,
+            rule=rule,
             span=attempt.span,
             timing=attempt.timing,
+            parts=parts,
         )
 
-    def _connection(self, attempt: "_Attempt", dialect: str) -> Connection:
-        vendor = attempt.facts.vendor
-        connection = self._sandbox if vendor == SANDBOX else attempt.view.snapshot.connections.get(vendor)
+    def _connection(self, attempt: "_Attempt") -> Connection:
+        vendor, asked = attempt.facts.vendor, attempt.asked
+        snapshot = attempt.view.snapshot
+        connection = self._connector.connection(snapshot, vendor, brings_key=asked.own_key is not None)
         if connection is None:
-            if vendor == self._default_vendor and attempt.view.catalog.find(vendor, attempt.request.model) is None:
-                raise self._unpriced(attempt, vendor)  # connecting the vendor would not help
+            if vendor == self._connector.default_vendor and self._find(attempt, vendor) is None:
+                raise self._unknown_model(attempt, vendor)  # connecting the vendor would not help
             message = f"no connection to vendor {vendor!r}; make one: farthing connections set {vendor} --key-env NAME"
             if vendor == SANDBOX:
                 message = "the sandbox vendor is switched off here; name the model of a connected vendor"
-            raise self._denied(attempt, 400, "no_vendor_connection", message)
+            raise self._denied(attempt, "no_vendor_connection", message)
+        dialect = asked.candidate.dialect.name
         if connection.dialect != dialect:
             message = f"vendor {vendor!r} speaks {connection.dialect}, but this route is {dialect}'s; use its own route"
-            raise self._denied(attempt, 400, "no_vendor_connection", message)
+            raise self._denied(attempt, "no_vendor_connection", message)
         return connection
 
-    def _price(self, attempt: "_Attempt", connection: Connection) -> tuple[Found, Bound]:
-        request = attempt.request
-        found = attempt.view.catalog.find(connection.prices_as, request.model)
-        if found is None:
-            raise self._unpriced(attempt, connection.vendor)
-        attempt.facts = replace(attempt.facts, model_priced=found.model_priced, match=found.match)
+    def _find(self, attempt: "_Attempt", prices_as: str) -> Priced | None:
+        if attempt.asked.candidate.route.billing == "unpriced":
+            return Priced("", "none", UNPRICED, attempt.view.snapshot.catalog_version)
+        if not attempt.asked.facts.model and attempt.asked.candidate.route.billing == "submitted":
+            return free_batch(attempt.view.snapshot.catalog_version)
+        return attempt.view.prices.find(prices_as, attempt.asked.facts.model, self._clock.now_ms())
+
+    async def _price(self, attempt: "_Attempt", connection: Connection) -> tuple[Priced, Bound, tuple[JobPart, ...]]:
+        if attempt.asked.facts.lines:
+            return await self._price_lines(attempt, connection)
+        priced = self._find(attempt, connection.prices_as)
+        if priced is None:
+            raise self._unknown_model(attempt, connection.vendor)
+        attempt.note(priced)
         try:
-            bound = strict_bound(
-                found.price,
-                request.input_tokens_bound,
-                request.output_tokens_limit,
-                request.choices,
-                request.components,
-            )
+            bound = strict_bound(priced.price, attempt.asked.facts.demand)
+            job, model = attempt.asked.job, attempt.asked.facts.model
+            return priced, bound, () if job is None else (whole_part(model, priced, bound),)
         except UnboundedError as error:
-            raise self._denied(attempt, 400, "invalid_request", str(error), param=error.param) from error
+            raise self._denied(attempt, "invalid_request", str(error), param=error.param) from error
         except UnpricedComponentError as error:
-            raise self._denied(attempt, 400, "unpriced_feature", str(error), param="model") from error
-        return found, bound
+            raise self._denied(attempt, "unpriced_feature", str(error), param="model") from error
 
-    def _unpriced(self, attempt: "_Attempt", vendor: str) -> RefusedError:
-        message = f"model {attempt.request.model!r} of vendor {vendor!r} has no price, so its cost has no bound"
-        return self._denied(attempt, 400, "unknown_model", message, param="model")
-
-    def _vendor_key(self, attempt: "_Attempt", connection: Connection) -> str | None:
-        if connection.sealed_key is None:
-            return None
+    async def _price_lines(
+        self, attempt: "_Attempt", connection: Connection
+    ) -> tuple[Priced, Bound, tuple[JobPart, ...]]:
+        """The same of a batch, whose lines are many: other calls must not wait for them."""
+        facts, prices, now_ms = attempt.asked.facts, attempt.view.prices, self._clock.now_ms()
         try:
-            return self._open_sealed(attempt.facts.identity.org, connection.vendor, connection.sealed_key)
-        except ValueError as error:
-            raise self._denied(attempt, 400, "no_vendor_connection", str(error)) from error
+            found = await asyncio.to_thread(bound_lines, prices, connection.prices_as, now_ms, facts)
+        except RequestRefusedError as error:
+            raise self._denied(attempt, error.code, str(error), param=error.param) from error
+        attempt.note(found.priced)
+        return found.priced, found.bound, found.parts
 
-    async def _hold(self, attempt: "_Attempt", bound: Bound) -> Admitted:
+    def _target(self, attempt: "_Attempt", connection: Connection) -> Target:
+        try:
+            return self._connector.target(attempt.facts.identity.org, connection, attempt.asked.own_key)
+        except ValueError as error:
+            raise self._denied(attempt, "no_vendor_connection", str(error)) from error
+
+    def _amount(self, attempt: "_Attempt", budgets: Sequence[Budget], bound: Bound) -> tuple[int, EstimateMode]:
+        """What to hold: the bound, unless every budget the call falls under settles for what such calls have cost."""
+        if not budgets or any(each.estimate != "calibrated" for each in budgets):
+            return bound.amount_nano, "strict"
+        estimate_nano = self._calibration.estimate(calibration_key(attempt.facts), bound.amount_nano)
+        return (bound.amount_nano, "strict") if estimate_nano is None else (estimate_nano, "calibrated")
+
+    async def _hold(
+        self, attempt: "_Attempt", budgets: Sequence[Budget], bound: Bound, held_nano: int, rule: RouteRule
+    ) -> Admitted:
         snapshot = attempt.view.snapshot
-        budgets = tuple(attempt.view.budgets.matching(attempt.facts.identity))
         context = encode_facts(attempt.facts)
         now_ms = self._clock.now_ms()
         for _ in range(_PROPOSALS):
             proposals = propose(budgets, now_ms)
-            request = HoldRequest(
-                snapshot.org, attempt.transaction_id, bound.amount_nano, proposals, snapshot.hold_ms, context
-            )
+            request = HoldRequest(snapshot.org, attempt.transaction_id, held_nano, proposals, attempt.hold_ms, context)
             try:
                 answer = await self._hot_state.reserve(request)
             except UnavailableError as error:
@@ -231,19 +256,29 @@ class Admitter:
             if isinstance(answer, Admitted):
                 return answer
             if isinstance(answer, Refused):
-                raise self._exhausted(attempt, bound, answer)
+                status = rule.budget_status or BUDGET_STATUS
+                raise self._denier.exhausted(
+                    attempt.transaction_id,
+                    attempt.facts,
+                    attempt.span,
+                    replace(bound, amount_nano=held_nano),
+                    answer,
+                    status,
+                )
             now_ms = answer.now_ms
         raise rebuilding("the budgets' windows are turning over; try again in a second")
 
-    async def _record(self, attempt: "_Attempt", bound: Bound, admitted: Admitted) -> None:
+    async def _record(
+        self, attempt: "_Attempt", bound: Bound, held_nano: int, mode: EstimateMode, admitted: Admitted
+    ) -> None:
         reservation = Reservation(
             transaction_id=attempt.transaction_id,
             time_ms=admitted.now_ms,  # the fold compares it with other instants of the hot state's clock
             facts=attempt.facts,
-            estimate_mode="strict",
+            estimate_mode=mode,
             input_tokens_bound=bound.input_tokens,
             output_tokens_bound=bound.output_tokens,
-            held_nano=bound.amount_nano,
+            held_nano=held_nano,
             charges=admitted.charges,
             expires_at_ms=admitted.expires_at_ms,
         )
@@ -269,85 +304,17 @@ class Admitter:
             return
         log.warning("hold_not_released", transaction_id=transaction_id, reason="the hot state is away")
 
-    def _exhausted(self, attempt: "_Attempt", bound: Bound, answer: Refused) -> RefusedError:
-        first = answer.exhausted[0]
-        resets_at = format_time(first.resets_at_ms)
-        message = (
-            f"budget {first.budget_id} of {first.scope} has ${format_usd(first.remaining_nano)} left of "
-            f"${format_usd(first.limit_nano)}, and this call could cost up to ${format_usd(bound.amount_nano)}; "
-        )
-        # Holds end in milliseconds to minutes: the window's end would be a wrong thing to wait for.
-        is_held_up = all(each.limit_nano - each.spent_nano >= bound.amount_nano for each in answer.exhausted)
-        headers: tuple[tuple[bytes, bytes], ...]
-        if is_held_up:
-            message += f"${format_usd(first.held_nano)} is held by other calls and may come free shortly"
-            headers = ((b"retry-after", b"1"),)
-        else:
-            message += f"it resets at {resets_at}"
-            headers = ((b"x-should-retry", b"false"), *_worth_waiting(answer, bound.amount_nano))
-        fields = {
-            "budget_id": first.budget_id,
-            "scope": first.scope,
-            "limit_usd": format_usd(first.limit_nano),
-            "spent_usd": format_usd(first.spent_nano),
-            "held_usd": format_usd(first.held_nano),
-            "remaining_usd": format_usd(first.remaining_nano),
-            "estimate_usd": format_usd(bound.amount_nano),
-            "resets_at": resets_at,
-        }
-        return self._denied(
-            attempt, 402, "budget_exhausted", message, fields=fields, headers=headers, bound=bound, budget=first
-        )
+    def _unknown_model(self, attempt: "_Attempt", vendor: str) -> RefusedError:
+        message = f"model {attempt.asked.facts.model!r} of vendor {vendor!r} has no price, so its cost has no bound"
+        return self._denied(attempt, "unknown_model", message, param="model")
 
-    def _denied(
-        self,
-        attempt: "_Attempt",
-        status: int,
-        code: str,
-        message: str,
-        *,
-        param: str | None = None,
-        fields: Mapping[str, object] | None = None,
-        headers: tuple[tuple[bytes, bytes], ...] = (),
-        bound: Bound | None = None,
-        budget: Standing | None = None,
-    ) -> RefusedError:
-        """The refusal of an identified call, on its way to the ledger."""
-        denial = Denial(
-            transaction_id=attempt.transaction_id,
-            time_ms=time.time_ns() // 1_000_000,
-            facts=attempt.facts,
-            code=code,
-            reason=message,
-            estimate_nano=bound.amount_nano if bound is not None else 0,
-            budget_id=budget.budget_id if budget is not None else None,
-            scope=budget.scope if budget is not None else None,
-            limit_nano=budget.limit_nano if budget is not None else None,
-            spent_nano=budget.spent_nano if budget is not None else None,
-            held_nano=budget.held_nano if budget is not None else None,
-        )
-        try:
-            self._outbox.append([OutboxEvent(denial, event_headers(attempt.span))])
-        except (OutboxFullError, UnavailableError) as error:
-            # It cost nothing: the client is told the true reason, and the missing event is no missing money.
-            log.warning("denial_not_recorded", transaction_id=attempt.transaction_id, code=code, reason=str(error))
-        transaction = (self._transaction_header, attempt.transaction_id.encode())
-        return RefusedError(
-            status,
-            code,
-            message,
-            param=param,
-            fields={**(fields or {}), "transaction_id": attempt.transaction_id},
-            headers=(*headers, transaction),
-        )
+    def _denied(self, attempt: "_Attempt", code: str, message: str, *, param: str | None = None) -> RefusedError:
+        return self._denier.denied(attempt.transaction_id, attempt.facts, attempt.span, 400, code, message, param=param)
 
 
-def _worth_waiting(answer: Refused, amount_nano: int) -> tuple[tuple[bytes, bytes], ...]:
-    """``Retry-After``, when every budget in the way turns soon and has room for the call then."""
-    wait_ms = max(each.resets_at_ms for each in answer.exhausted) - answer.now_ms
-    if wait_ms > _SHORT_WAIT_MS or any(each.limit_nano < amount_nano for each in answer.exhausted):
-        return ()
-    return ((b"retry-after", b"%d" % max(1, -(-wait_ms // 1000))),)
+def calibration_key(facts: CallFacts) -> tuple[str, str, str]:
+    """What calls must have in common for their costs to tell of each other."""
+    return facts.vendor, facts.model_priced, facts.route
 
 
 @dataclass(slots=True)
@@ -357,6 +324,21 @@ class _Attempt:
     transaction_id: str
     facts: CallFacts
     view: OrgView
-    request: RequestFacts
+    asked: Asked
     span: CallSpan
     timing: Timing
+
+    @property
+    def hold_ms(self) -> int:
+        """How long its hold shall live: a job's for as long as the job may take."""
+        job, usual_ms = self.asked.job, self.view.snapshot.hold_ms
+        return usual_ms if job is None else max(usual_ms, HOLD_MS[job])
+
+    def note(self, priced: Priced) -> None:
+        """Takes into the facts how it is priced."""
+        self.facts = replace(
+            self.facts,
+            model_priced=priced.model_priced,
+            match=priced.match,
+            catalog_version=priced.catalog_version,
+        )

@@ -23,6 +23,7 @@ from services.adapters.secrets import Secrets, load_master_key
 from services.adapters.topics import load_topics
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
+from services.adapters.valkey_jobs import ValkeyJobs
 from services.core.ports import EventLog, OutboxEvent, UnavailableError
 from services.gateway.assemble import Assembly, Options, Ports, assemble
 from services.gateway.observe import AttributeValue, CallSpan, PassOn
@@ -86,6 +87,7 @@ async def _serve(settings: Settings, secrets: Secrets, outbox: SqliteOutbox, lis
         directory=ValkeyDirectory(connection),
         hot_state=hot_state,
         outbox=_WakingOutbox(outbox, publisher.wake),
+        jobs=ValkeyJobs(connection),
         vendors=vendors,
         relay_transport=relay_transport,
         open_sealed=secrets.open,
@@ -120,6 +122,7 @@ async def _run_until_stopped(
     """Serves, polls and publishes; raises what ended any of them but the server's own orderly end."""
     beside = {
         asyncio.create_task(polling),
+        asyncio.create_task(assembly.poller.run()),
         asyncio.create_task(_publish(event_log, publisher)),
         asyncio.create_task(_keep_gauges(outbox, assembly)),
     }
@@ -249,6 +252,10 @@ class _Metrics:
         """Counts a settled call and its cost."""
         telemetry.REQUESTS.labels(vendor, outcome).inc()
         telemetry.COST.labels(vendor).inc(cost_nano)
+
+    def underestimated(self, vendor: str, estimate_mode: str) -> None:
+        """Counts a call that has cost more than was held for it."""
+        telemetry.UNDERESTIMATES.labels(vendor, estimate_mode).inc()
 
 
 class _OpenTelemetry:

@@ -5,19 +5,32 @@ from typing import Final
 
 import httpx
 
+from services.core.calibrate import Calibration
+from services.core.jobs import Jobs
 from services.core.ports import Directory, HotState, UnavailableError, VendorTransport
-from services.gateway.admit import Admitter, OpenSealed
-from services.gateway.calls import GovernedCalls, VendorRoute
+from services.gateway.admit import Admitter
+from services.gateway.calls import GovernedCalls, Tools
+from services.gateway.connect import Connector, OpenSealed
+from services.gateway.deny import Denier
+from services.gateway.fallback import Fallbacks
 from services.gateway.forward import Forwarder
+from services.gateway.free import FreeCalls
 from services.gateway.identify import Authenticator
+from services.gateway.jobs.access import Fetcher
+from services.gateway.jobs.keeper import Keeper
+from services.gateway.jobs.poll import Poller
+from services.gateway.jobs.settle import JobSettler
+from services.gateway.jobs.submit import Submissions
+from services.gateway.jobs.watch import Watch
 from services.gateway.models import ModelList
+from services.gateway.move import Mover
 from services.gateway.observe import NoObserver, Observer, PassOn, Tracing
 from services.gateway.record import Recorder
 from services.gateway.relay import Relay
+from services.gateway.respond import ResponseHeaders
 from services.gateway.routes import Gateway, Surface
 from services.gateway.settle import Settler
 from services.gateway.snapshots import HotClock, Snapshots
-from services.gateway.vendors.openai import CHAT, OpenAIDialect
 
 # A hot state that has not been reached for this long is taken to be away.
 _STALE_S: Final = 3.0
@@ -36,6 +49,7 @@ class Ports:
     relay_transport: httpx.AsyncBaseTransport
     open_sealed: OpenSealed
     pepper: bytes
+    jobs: Jobs
     observer: Observer = _NO_OBSERVER
     tracing: Tracing = _PASS_ON
 
@@ -53,6 +67,7 @@ class Options:
     max_response_bytes: int = 64 * 1024 * 1024
     vendor_timeout_s: float = 120.0
     poll_interval_s: float = 0.25
+    job_poll_interval_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,48 +77,77 @@ class Assembly:
     app: Gateway
     snapshots: Snapshots
     admitter: Admitter
+    poller: Poller
 
 
 def assemble(ports: Ports, options: Options) -> Assembly:
-    """The gateway. Run `snapshots.run()` beside it."""
+    """The gateway. Run `snapshots.run()` and `poller.run()` beside it."""
     clock = HotClock()
     prefix = options.header_prefix.lower()
     authenticator = Authenticator(ports.directory, ports.pepper, prefix)
     snapshots = Snapshots(ports.directory, clock, authenticator.forget, options.poll_interval_s)
+    connector = Connector(ports.open_sealed, options.sandbox_url, options.default_vendor, prefix)
+    calibration = Calibration()
     admitter = Admitter(
         snapshots=snapshots,
         clock=clock,
         hot_state=ports.hot_state,
         outbox=ports.outbox,
         tracing=ports.tracing,
-        open_sealed=ports.open_sealed,
-        sandbox_url=options.sandbox_url,
-        default_vendor=options.default_vendor,
-        header_prefix=prefix,
+        connector=connector,
+        denier=Denier(ports.outbox, prefix),
+        calibration=calibration,
     )
-    calls = GovernedCalls(
-        authenticator=authenticator,
-        admitter=admitter,
-        forwarder=Forwarder(ports.vendors, ports.observer, options.vendor_timeout_s),
-        settler=Settler(ports.outbox, ports.observer),
-        observer=ports.observer,
-        header_prefix=prefix,
+    names = ResponseHeaders(prefix)
+    free = FreeCalls(
+        ports.vendors,
+        connector,
+        names,
         max_body_bytes=options.max_body_bytes,
-        max_response_bytes=options.max_response_bytes,
+        timeout_s=options.vendor_timeout_s,
     )
-    dialect = OpenAIDialect()
-    chat = VendorRoute(CHAT, "/chat/completions", dialect)
+    fetcher = Fetcher(ports.vendors, options.vendor_timeout_s)
+    keeper = Keeper(ports.jobs, fetcher, JobSettler(ports.outbox, ports.observer, calibration), clock)
+    calls = GovernedCalls(
+        Tools(
+            authenticator=authenticator,
+            connector=connector,
+            admitter=admitter,
+            fallbacks=Fallbacks(
+                Forwarder(ports.vendors, ports.observer, options.vendor_timeout_s),
+                Mover(connector, ports.hot_state, ports.outbox, clock),
+            ),
+            settler=Settler(ports.outbox, ports.observer, calibration),
+            free=free,
+            watch=Watch(free, keeper, names, options.max_response_bytes),
+            submissions=Submissions(
+                fetcher, connector, max_bytes=options.max_response_bytes, timeout_s=options.vendor_timeout_s
+            ),
+            keeper=keeper,
+            models=ModelList(connector),
+            observer=ports.observer,
+            header_prefix=prefix,
+            max_body_bytes=options.max_body_bytes,
+            max_response_bytes=options.max_response_bytes,
+        )
+    )
     surface = Surface(
         calls=calls,
-        # Some clients are given the bare address and leave the version out.
-        routes={"/v1/chat/completions": chat, "/chat/completions": chat},
-        dialect=dialect,
-        models=ModelList(authenticator, admitter, ports.observer, dialect, prefix),
         control=Relay("control", options.control_url, ports.relay_transport),
         ledger=Relay("ledger", options.ledger_url, ports.relay_transport),
         readiness=_Readiness(ports, snapshots).reason,
     )
-    return Assembly(Gateway(surface), snapshots, admitter)
+    poller = Poller(
+        directory=ports.directory,
+        snapshots=snapshots,
+        clock=clock,
+        connector=connector,
+        jobs=ports.jobs,
+        keeper=keeper,
+        fetcher=fetcher,
+        interval_s=options.job_poll_interval_s,
+    )
+    return Assembly(Gateway(surface), snapshots, admitter, poller)
 
 
 class _Readiness:

@@ -10,6 +10,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+# Larger bodies take long enough to read that other calls would notice.
+READ_IN_THREAD_BYTES: Final = 256 * 1024
 # How much of a body that is too large is read and dropped, so that the caller is still listening when it is refused.
 _DRAIN_BYTES: Final = 256 * 1024 * 1024
 _DRAIN_S: Final = 20.0

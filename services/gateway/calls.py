@@ -3,141 +3,202 @@
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Final
+from urllib.parse import unquote_plus
 
-from services.core.identity import IdentityError, check_name
-from services.gateway.admit import AdmittedCall, Admitter
-from services.gateway.body import ClientGoneError, Message, Receive, Send, read_body
+from services.core.identity import Identity, is_key_text
+from services.gateway.admit import AdmittedCall, Admitter, Asked
+from services.gateway.body import READ_IN_THREAD_BYTES, ClientGoneError, Message, Receive, Send, read_body
+from services.gateway.connect import Choice, Connector, likely_dialect, own_key
 from services.gateway.deliver import Delivery
-from services.gateway.forward import Forwarder, VendorFailedError
+from services.gateway.fallback import Fallbacks
+from services.gateway.forward import VendorFailedError
+from services.gateway.free import FreeCalls
 from services.gateway.headers import CallHeaders, HeaderReader
 from services.gateway.identify import Authenticator
+from services.gateway.jobs.addresses import Rewrite, rewrites
+from services.gateway.jobs.keeper import Keeper
+from services.gateway.jobs.submit import Submissions
+from services.gateway.jobs.watch import Watch
+from services.gateway.models import ModelList
 from services.gateway.observe import Observer
 from services.gateway.refusal import RefusedError
 from services.gateway.respond import ResponseHeaders, send_refusal
-from services.gateway.settle import Settler
+from services.gateway.settle import Settled, Settler
+from services.gateway.snapshots import OrgView
+from services.gateway.table import Place
 from services.gateway.timing import Timing
-from services.gateway.vendors import Dialect, RequestFacts, RequestRefusedError
-
-# Larger bodies take long enough to read that other calls would notice.
-_READ_IN_THREAD_BYTES: Final = 256 * 1024
+from services.gateway.unpriced import unpriced_facts, unpriced_place
+from services.gateway.vendors import Dialect, RequestFacts, RequestRefusedError, RouteRequest
+from services.gateway.vendors.registry import dialect_of
 
 
 @dataclass(frozen=True, slots=True)
-class VendorRoute:
-    """A billable route: its `name` in events, its path below a vendor's base URL, and the dialect it is in."""
+class Tools:
+    """What serving calls takes. The bounds are what one call may hold in memory."""
 
-    name: str
-    path: str
-    dialect: Dialect
+    authenticator: Authenticator
+    connector: Connector
+    admitter: Admitter
+    fallbacks: Fallbacks
+    settler: Settler
+    free: FreeCalls
+    watch: Watch
+    submissions: Submissions
+    keeper: Keeper
+    models: ModelList
+    observer: Observer
+    header_prefix: str
+    max_body_bytes: int
+    max_response_bytes: int
 
 
 class GovernedCalls:
-    """Serves billable routes. `max_body_bytes` and `max_response_bytes` bound what one call may hold in memory."""
+    """Serves vendors' routes."""
 
-    def __init__(
-        self,
-        *,
-        authenticator: Authenticator,
-        admitter: Admitter,
-        forwarder: Forwarder,
-        settler: Settler,
-        observer: Observer,
-        header_prefix: str,
-        max_body_bytes: int,
-        max_response_bytes: int,
-    ) -> None:
-        self._reader = HeaderReader(header_prefix)
-        self._names = ResponseHeaders(header_prefix)
-        self._authenticator = authenticator
-        self._admitter = admitter
-        self._forwarder = forwarder
-        self._settler = settler
-        self._observer = observer
-        self._max_body_bytes = max_body_bytes
-        self._max_response_bytes = max_response_bytes
-        self._vendor_header = header_prefix + "vendor"
-        self._trailer_header = header_prefix + "trailer"
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._reader = HeaderReader(tools.header_prefix)
+        self._names = ResponseHeaders(tools.header_prefix)
+        self._trailer_header = tools.header_prefix + "trailer"
 
-    async def serve(self, scope: Message, receive: Receive, send: Send, route: VendorRoute, vendor: str | None) -> None:
-        """Serves one call to `route`; `vendor` is what its path names, if it does."""
+    async def serve(self, scope: Message, receive: Receive, send: Send, place: Place) -> None:
+        """Serves one request to a place of a vendor's API."""
         timing = Timing()
+        tools = self._tools
+        dialect = place.candidates[0].dialect if place.candidates else dialect_of(place.vendor or "")
         try:
             headers = self._reader.read(scope["headers"])
-            call = await self._admit(headers, receive, route, vendor, timing)
+            query = own_query(headers, scope["query_string"].decode("latin-1"))
+            dialect = likely_dialect(headers, place)
+            identity = await tools.authenticator.identify(headers)
+            view = await tools.admitter.view(identity.org)
+            if not place.candidates:
+                dialect = tools.connector.spoken(view.snapshot, headers, place)
+                place = unpriced_place(scope["method"], place, dialect, view)
+            choice = tools.connector.choose(view.snapshot, headers, place)
+            dialect = choice.candidate.dialect
+            if tools.models.is_asked_for(choice.candidate):
+                await tools.models.serve(send, view, choice.vendor)
+                return
+            rewrite = rewrites(scope, place, choice.candidate)
+            if choice.candidate.route.billing == "watched":
+                await tools.watch.serve(scope["method"], receive, send, view, choice, headers, query, rewrite)
+                return
+            if choice.candidate.route.billing == "free":
+                await tools.free.serve(scope["method"], receive, send, view, choice, headers, query)
+                return
+            timing.identified_ns = time.perf_counter_ns()
+            body = await read_body(receive, headers.content_length, self._tools.max_body_bytes)
+            timing.read_ns = time.perf_counter_ns()
+            request = RouteRequest(
+                choice.candidate.route, body, choice.candidate.params, query, headers.content_type, headers.forwarded
+            )
+            asked = await self._asked(identity, choice, request, view, headers, timing)
+            call = await self._tools.admitter.admit(asked, view, timing)
         except RefusedError as refusal:
-            self._observer.denied(refusal.code)
-            await send_refusal(send, route.dialect, refusal)
+            self._tools.observer.denied(refusal.code)
+            await send_refusal(send, dialect, refusal)
             return
         except ClientGoneError:
             return
-        query: bytes = scope["query_string"]
-        path = f"{route.path}?{query.decode('latin-1')}" if query else route.path
-        await self._carry_out(call, headers, path, route.dialect, receive, send)
+        await self._carry_out(call, view, headers, receive, send, rewrite)
 
-    async def _admit(
-        self, headers: CallHeaders, receive: Receive, route: VendorRoute, vendor: str | None, timing: Timing
-    ) -> AdmittedCall:
-        identity = await self._authenticator.identify(headers)
-        vendor = self._vendor(headers, vendor)
-        timing.identified_ns = time.perf_counter_ns()
-        body = await read_body(receive, headers.content_length, self._max_body_bytes)
-        timing.read_ns = time.perf_counter_ns()
-        return await self._admitter.admit(
-            identity,
-            await _read_request(route, body),
-            dialect=route.dialect.name,
-            route=route.name,
-            vendor=vendor,
-            trace=headers.trace,
-            timing=timing,
-        )
-
-    def _vendor(self, headers: CallHeaders, in_path: str | None) -> str | None:
-        name = headers.spend.get(self._vendor_header)
-        if name is None:
-            return in_path
-        try:
-            check_name(self._vendor_header, name)
-        except IdentityError as error:
-            raise RefusedError(400, "invalid_request", str(error), param=error.field) from error
-        if in_path is not None and in_path != name:
-            message = f"{self._vendor_header} says {name!r}, but the path names {in_path!r}; drop one of them"
-            raise RefusedError(400, "invalid_request", message, param=self._vendor_header)
-        return name
+    async def _asked(
+        self,
+        identity: Identity,
+        choice: Choice,
+        request: RouteRequest,
+        view: OrgView,
+        headers: CallHeaders,
+        timing: Timing,
+    ) -> Asked:
+        """What the call asks for; raises `RefusedError`."""
+        submissions, dialect = self._tools.submissions, choice.candidate.dialect
+        vendor, key = choice.vendor, own_key(headers, dialect)
+        job = submissions.job_of(choice.candidate, request.body)
+        if submissions.has_input_file(choice.candidate):
+            vendor = submissions.vendor_of(choice)
+            facts = await submissions.read(request, choice, view, key)
+            timing.read_ns = time.perf_counter_ns()  # the file is a part of what the caller asks for
+            job = job if facts.lines else None
+        else:
+            facts = await read_request(dialect, request)
+        return Asked(identity, choice.candidate, request, facts, vendor, key, headers.trace, job)
 
     async def _carry_out(
-        self, call: AdmittedCall, headers: CallHeaders, path: str, dialect: Dialect, receive: Receive, send: Send
+        self,
+        call: AdmittedCall,
+        view: OrgView,
+        headers: CallHeaders,
+        receive: Receive,
+        send: Send,
+        rewrite: Rewrite | None,
     ) -> None:
-        credential = dialect.credential_headers(call.target.vendor_key)
+        dialect = call.asked.candidate.dialect
         try:
-            forwarded = await self._forwarder.send(call, path, headers.forwarded, credential)
+            call, response = await self._tools.fallbacks.send(call, view, headers.forwarded)
         except VendorFailedError as failure:
             status, code = (504, "vendor_timeout") if failure.timed_out else (502, "vendor_unreachable")
-            settled = self._settler.settle_unanswered(
-                call, was_sent=failure.was_sent, http_status=status, retry_count=failure.retry_count
-            )
-            refusal = RefusedError(status, code, str(failure), fields={"transaction_id": call.transaction_id})
-            await send_refusal(send, dialect, refusal, self._names.of_call(call, failure.retry_count, settled))
+            settled: Settled | None = None
+            if failure.was_sent and failure.call.asked.job is not None:
+                self._tools.keeper.settle_at_bound(failure.call, status)
+            else:
+                settled = self._tools.settler.settle_unanswered(
+                    failure.call, was_sent=failure.was_sent, http_status=status
+                )
+            refusal = RefusedError(status, code, str(failure), fields={"transaction_id": failure.call.transaction_id})
+            await send_refusal(send, dialect, refusal, self._names.of_call(failure.call, settled))
             return
         delivery = Delivery(
             call=call,
-            forwarded=forwarded,
+            response=response,
             dialect=dialect,
-            settler=self._settler,
+            settler=self._tools.settler,
+            keeper=self._tools.keeper,
             names=self._names,
             receive=receive,
             send=send,
-            buffer_bytes=self._max_response_bytes,
+            buffer_bytes=self._tools.max_response_bytes,
             with_trailer=headers.spend.get(self._trailer_header, "").lower() == "true",
+            rewrite=rewrite,
         )
         await delivery.run()
 
 
-async def _read_request(route: VendorRoute, body: bytes) -> RequestFacts:
+async def read_request(dialect: Dialect, request: RouteRequest) -> RequestFacts:
+    """The facts of a request; raises `RefusedError` (400)."""
+    if request.route.billing == "unpriced":
+        return unpriced_facts(request)
     try:
-        if len(body) > _READ_IN_THREAD_BYTES:
-            return await asyncio.to_thread(route.dialect.read_request, route.name, body)
-        return route.dialect.read_request(route.name, body)
+        # The many small requests of a batch take longer, for the same bytes, than one large one.
+        share = 16 if request.route.billing == "submitted" else 1
+        if len(request.body) * share > READ_IN_THREAD_BYTES:
+            return await asyncio.to_thread(dialect.read_request, request)
+        return dialect.read_request(request)
     except RequestRefusedError as error:
         raise RefusedError(400, error.code, str(error), param=error.param) from error
+
+
+def own_query(headers: CallHeaders, query: str) -> str:
+    """The query as it goes on. Google's clients may send a key in it: ours is taken out, and so is any other.
+
+    A key in a query ends up in logs, so a vendor's is never passed on that way: it goes into the header it belongs in.
+    Raises `RefusedError` (400) for one that could not be in a header.
+    """
+    if "key=" not in query and "%" not in query:
+        return query
+    kept = []
+    for pair in query.split("&"):
+        name, _, value = pair.partition("=")
+        if unquote_plus(name) != "key":
+            kept.append(pair)
+            continue
+        text = unquote_plus(value)
+        if not (text.isascii() and text.isprintable()):
+            raise RefusedError(400, "invalid_request", "the key in the query holds what no key can", param="key")
+        if is_key_text(text):
+            if headers.key is None or not is_key_text(headers.key):
+                headers.key = text
+        elif text:
+            headers.credentials.setdefault("x-goog-api-key", text)
+    return "&".join(kept)

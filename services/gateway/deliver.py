@@ -8,15 +8,16 @@ from typing import Final
 import structlog
 
 from services.core.events import Outcome
-from services.core.ports import UnavailableError
+from services.core.ports import UnavailableError, VendorResponse
 from services.gateway.admit import AdmittedCall
 from services.gateway.body import Receive, Send
-from services.gateway.forward import Forwarded
-from services.gateway.headers import last_value
+from services.gateway.jobs.addresses import Rewrite
+from services.gateway.jobs.keeper import GoesOn, Keeper
+from services.gateway.meter import Meter, Metered, is_events, is_stream, meter_for
 from services.gateway.refusal import RefusedError
 from services.gateway.respond import ResponseHeaders, send_refusal, send_whole, trailing_comment
 from services.gateway.settle import NOTHING_USED, Settled, Settler
-from services.gateway.vendors import Dialect, Meter, Metered
+from services.gateway.vendors import Dialect
 
 log = structlog.get_logger()
 
@@ -30,41 +31,48 @@ class Delivery:
         self,
         *,
         call: AdmittedCall,
-        forwarded: Forwarded,
+        response: VendorResponse,
         dialect: Dialect,
         settler: Settler,
+        keeper: Keeper,
         names: ResponseHeaders,
         receive: Receive,
         send: Send,
         buffer_bytes: int,
         with_trailer: bool,
+        rewrite: Rewrite | None = None,
     ) -> None:
         self._call = call
-        self._response = forwarded.response
-        self._retry_count = forwarded.retry_count
+        self._response = response
         self._dialect = dialect
         self._settler = settler
+        self._keeper = keeper
         self._names = names
         self._receive = receive
         self._send = send
         self._buffer_bytes = buffer_bytes
         self._with_trailer = with_trailer
+        self._rewrite = rewrite
         self._status = self._response.status
         # A status that HTTP does not know (some bot walls send 999) can't be passed on.
         self._status_told = self._status if self._status <= 599 else 502
         self._headers = self._names.of_vendor(self._response.headers)
-        content_type = (last_value(self._headers, b"content-type") or b"").lower()
-        self._is_stream = content_type.startswith(b"text/event-stream") or (call.request.stream and not content_type)
+        # The last of several is what counts, as it does for the client.
+        self._head = {name.lower(): value for name, value in self._response.headers}
+        self._is_stream = is_stream(call.request, self._head)
+        # Only such a stream has comments, and errors that its clients look for in it.
+        self._is_sse = is_events(call.request, self._head)
         self._meter: Meter | None = None
+        self._has_ended = False
         self._settled: Settled | None = None
+        self._goes_on: GoesOn | None = None
         self._tail = b""
         self._last = b"\n\n"
 
     async def run(self) -> None:
         """Delivers the answer to its end, or to where it or the client breaks off."""
         if 200 <= self._status < 300:
-            headers = {name.lower(): value for name, value in self._response.headers}
-            self._meter = self._dialect.meter(self._call.request, self._status, headers)
+            self._meter = meter_for(self._call.request, self._status, self._head)
         try:
             async with aclosing(self._response.chunks()) as chunks:
                 if self._is_stream:
@@ -92,16 +100,19 @@ class Delivery:
             self._log_break()
             fields = {"transaction_id": self._call.transaction_id}
             refusal = RefusedError(502, "vendor_unreachable", self._broke_off(), fields=fields)
-            headers = self._names.of_call(self._call, self._retry_count, settled)
+            headers = self._names.of_call(self._call, settled)
             await send_refusal(self._send, self._dialect, refusal, headers)
             return
         settled = self._settle(complete=True)
-        headers = [*self._headers, *self._names.of_call(self._call, self._retry_count, settled)]
-        await send_whole(self._send, self._status_told, headers, b"".join([*parts, self._tail]))
+        if self._goes_on is not None:
+            await self._goes_on.wait()
+        headers = [*self._headers, *self._names.of_call(self._call, settled)]
+        body = b"".join([*parts, self._tail])
+        await send_whole(self._send, self._status_told, headers, body if self._rewrite is None else self._rewrite(body))
 
     async def _pass_on(self, chunks: AsyncIterator[bytes], parts: list[bytes]) -> None:
         """Hands on every chunk as it comes; `parts` came before."""
-        headers = [*self._headers, *self._names.of_call(self._call, self._retry_count, None)]
+        headers = [*self._headers, *self._names.of_call(self._call, None)]
         broken = False
         try:
             async with asyncio.timeout(None) as scope:
@@ -122,18 +133,18 @@ class Delivery:
         settled = self._settle(complete=not broken)
         await self._end(settled, broken=broken)
 
-    async def _end(self, settled: Settled, *, broken: bool) -> None:
+    async def _end(self, settled: Settled | None, *, broken: bool) -> None:
         """Ends a stream; its settlement is on disk when the client learns of the end."""
         last = self._tail
         if broken:
             self._log_break()
-            if self._is_stream and self._last.endswith(_EVENT_ENDS):
+            if self._is_sse and self._last.endswith(_EVENT_ENDS):
                 fields = {"transaction_id": self._call.transaction_id}
                 last = self._dialect.stream_error("vendor_unreachable", self._broke_off(), fields)
             else:
                 # Half an event or half a document is out: only a connection cut short tells the client so.
                 return
-        elif self._with_trailer and self._is_stream:
+        elif self._with_trailer and self._is_sse and settled is not None:
             last += trailing_comment(self._call, settled)
         await self._send({"type": "http.response.body", "body": last})
 
@@ -157,15 +168,20 @@ class Delivery:
     def _feed(self, chunk: bytes) -> bytes:
         return chunk if self._meter is None else self._meter.feed(chunk)
 
-    def _settle(self, *, complete: bool) -> Settled:
-        """Settles the call, once; later calls change nothing."""
-        if self._settled is not None:
+    def _settle(self, *, complete: bool) -> Settled | None:
+        """Settles the call, once; later calls change nothing. None when it goes on as a job."""
+        if self._has_ended:
             return self._settled
+        self._has_ended = True
         self._call.timing.mark_vendor()
         outcome: Outcome = "vendor_error"
         metered: Metered = NOTHING_USED
         if self._meter is not None:
             self._tail, metered = self._meter.finish()
             outcome = "completed" if complete and metered.complete else "partial"
-        self._settled = self._settler.settle(self._call, outcome, metered, self._status, self._retry_count)
+            if self._call.asked.job is not None:
+                self._goes_on = self._keeper.take_over(self._call, metered, self._status)
+                if self._goes_on is not None:
+                    return None
+        self._settled = self._settler.settle(self._call, outcome, metered, self._status)
         return self._settled

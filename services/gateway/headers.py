@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from services.core.identity import is_key_text
 from services.gateway.refusal import RefusedError
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -43,7 +44,14 @@ _NOT_FOR_VENDORS: Final = HOP_BY_HOP | {
     b"expect",
     b"traceparent",
     b"tracestate",
+    # A free route must not become a billable one on its way.
+    b"x-http-method",
+    b"x-http-method-override",
+    b"x-method-override",
 }
+# Where clients of all vendors send their keys, ours among them.
+_KEY_ORDER: Final = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
+_CREDENTIALS: Final = frozenset((*(name.encode() for name in _KEY_ORDER), b"x-vendor-key"))
 _PLAIN_CONNECTION: Final = frozenset((b"keep-alive", b"close"))
 _TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _MAX_TRACESTATE_BYTES: Final = 512
@@ -54,11 +62,16 @@ CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 class CallHeaders:
     """A request's headers, sorted out.
 
-    `spend` holds every prefixed header by its lower-case name; `forwarded` those a vendor may see, in order; `trace`
-    the caller's ``traceparent`` and ``tracestate``. `content_length` is None when it is not known.
+    `key` is the caller's Farthing key, `vendor_key` the caller's own key of the vendor (GW-2), `credentials` what came
+    in headers that vendors take keys in, by name. `spend` holds every prefixed header by its lower-case name;
+    `forwarded` those a vendor may see, in order; `trace` the caller's ``traceparent`` and ``tracestate``.
+    `content_length` is None when it is not known.
     """
 
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
+    vendor_key: str | None = field(default=None, repr=False)
+    credentials: dict[str, str] = field(default_factory=dict, repr=False)
+    content_type: str = ""
     spend: dict[str, str] = field(default_factory=dict)
     forwarded: list[tuple[bytes, bytes]] = field(default_factory=list)
     trace: dict[str, str] = field(default_factory=dict)
@@ -76,14 +89,13 @@ class HeaderReader:
         """Sorts the headers out; raises `RefusedError` (400) naming one that can't be read."""
         check_values(headers)
         found = CallHeaders()
-        bearer = api_key = None
         nominated: frozenset[bytes] = frozenset()
         for name, value in headers:
             if name in _NOT_FOR_VENDORS:
-                if name == b"authorization":
-                    bearer = value
-                elif name == b"x-api-key":
-                    api_key = value
+                if name in _CREDENTIALS:
+                    text = _credential(name, value)
+                    if text is not None:
+                        found.credentials[name.decode()] = text
                 elif name == b"connection":
                     nominated = _nominated(value)
                 elif name == b"content-length" and value.isdigit():
@@ -97,12 +109,26 @@ class HeaderReader:
                 self._keep(found.spend, name.decode("latin-1"), value.decode("latin-1"))
             elif not name.startswith(b"x-forwarded-"):
                 found.forwarded.append((name, value))
+                if name == b"content-type":
+                    found.content_type = value.decode("latin-1")
         if "traceparent" not in found.trace:
             found.trace.clear()
         if nominated:
             found.forwarded = [each for each in found.forwarded if each[0] not in nominated]
-        found.key = found.spend.pop(self._key_name, None) or _bearer(bearer) or _text(api_key)
+        self._take_keys(found)
         return found
+
+    def _take_keys(self, found: CallHeaders) -> None:
+        """Which credential is ours, and which the vendor's."""
+        own = found.spend.pop(self._key_name, None)
+        found.vendor_key = found.credentials.pop("x-vendor-key", None)
+        if own:
+            found.key = own
+            return
+        # Some clients send two: theirs and ours. The one that looks like ours is.
+        texts = [found.credentials[name] for name in _KEY_ORDER if name in found.credentials]
+        found.key = next((text for text in texts if is_key_text(text)), texts[0] if texts else None)
+        found.credentials.clear()
 
     def _keep(self, spend: dict[str, str], name: str, value: str) -> None:
         if spend.setdefault(name, value) != value:
@@ -137,14 +163,12 @@ def _nominated(value: bytes) -> frozenset[bytes]:
     return frozenset(token for token in tokens if token not in _PLAIN_CONNECTION)
 
 
-def _bearer(value: bytes | None) -> str | None:
-    if value is None or value[:7].lower() != b"bearer ":
-        return None
-    return _text(value[7:])
-
-
-def _text(value: bytes | None) -> str | None:
-    return value.decode("latin-1").strip() if value is not None else None
+def _credential(name: bytes, value: bytes) -> str | None:
+    if name == b"authorization":
+        if value[:7].lower() != b"bearer ":
+            return None
+        value = value[7:]
+    return value.decode("latin-1").strip() or None
 
 
 def last_value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:

@@ -1,40 +1,34 @@
 """Which models a caller can use: everything with a price among the vendors that its org can reach."""
 
-from services.gateway.admit import Admitter
-from services.gateway.body import Message, Send
-from services.gateway.headers import HeaderReader
-from services.gateway.identify import Authenticator
-from services.gateway.observe import Observer
-from services.gateway.refusal import RefusedError
-from services.gateway.respond import send_ok, send_refusal
-from services.gateway.vendors import Dialect
+from services.gateway.body import Send
+from services.gateway.connect import Connector
+from services.gateway.respond import send_ok
+from services.gateway.snapshots import OrgView
+from services.gateway.table import Candidate
+
+PATH = "/v1/models"
 
 
 class ModelList:
-    """Serves ``GET /v1/models``: identified like a call, but nothing is held, because nothing is used."""
+    """Answers ``GET /v1/models`` in OpenAI's dialect: nothing is held, because nothing is used.
 
-    def __init__(
-        self, authenticator: Authenticator, admitter: Admitter, observer: Observer, dialect: Dialect, header_prefix: str
-    ) -> None:
-        self._reader = HeaderReader(header_prefix)
-        self._authenticator = authenticator
-        self._admitter = admitter
-        self._observer = observer
-        self._dialect = dialect
+    It is the gateway's to answer, not a vendor's: one list spans every vendor within reach.
+    """
 
-    async def serve(self, scope: Message, send: Send, vendor: str | None) -> None:
-        """The list, in OpenAI's form; of one vendor only, where the path names it."""
-        try:
-            identity = await self._authenticator.identify(self._reader.read(scope["headers"]))
-            view = await self._admitter.view(identity.org)
-        except RefusedError as refusal:
-            self._observer.denied(refusal.code)
-            await send_refusal(send, self._dialect, refusal)
-            return
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
+
+    @staticmethod
+    def is_asked_for(candidate: Candidate) -> bool:
+        """Whether a route is the list of models, in the dialect that the list is in."""
+        return (candidate.dialect.name, candidate.route.method, candidate.route.path) == ("openai", "GET", PATH)
+
+    async def serve(self, send: Send, view: OrgView, vendor: str | None) -> None:
+        """The list, in OpenAI's form; of one vendor only, where the caller names it."""
         models = [
             {"id": model, "object": "model", "created": 0, "owned_by": connection.vendor}
-            for connection in self._admitter.connections(view).values()
+            for connection in self._connector.all(view.snapshot).values()
             if vendor in (None, connection.vendor)
-            for model in sorted(view.catalog.prices.get(connection.prices_as, ()))
+            for model in sorted(view.prices.names(connection.prices_as))
         ]
         await send_ok(send, {"object": "list", "data": models})

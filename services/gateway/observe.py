@@ -22,6 +22,9 @@ class Observer(Protocol):
     def settled(self, vendor: str, outcome: str, cost_nano: int) -> None:
         """A call was settled."""
 
+    def underestimated(self, vendor: str, estimate_mode: str) -> None:
+        """A call has cost more than was held for it."""
+
 
 class CallSpan(Protocol):
     """The trace of one call. `headers` continue it: in the call's events and towards the vendor."""
@@ -52,6 +55,9 @@ class NoObserver:
         """Nothing."""
 
     def settled(self, vendor: str, outcome: str, cost_nano: int) -> None:
+        """Nothing."""
+
+    def underestimated(self, vendor: str, estimate_mode: str) -> None:
         """Nothing."""
 
 

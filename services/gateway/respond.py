@@ -13,6 +13,8 @@ from services.gateway.settle import Settled
 from services.gateway.vendors import Dialect
 
 JSON: Final = (b"content-type", b"application/json")
+# Most vendors' clients heed it (CLIENTS.md); without it some ask again and again for what will never be.
+DONT_RETRY: Final = (b"x-should-retry", b"false")
 
 # What speaks of the vendor's own origin or connection, and its body's length, which is ours to say.
 _NOT_FOR_CLIENTS: Final = frozenset((b"content-length", b"set-cookie", b"alt-svc", b"strict-transport-security"))
@@ -42,13 +44,13 @@ class ResponseHeaders:
             if not name.startswith(self._prefixes) and CONTROL.search(value) is None
         ]
 
-    def of_call(self, call: AdmittedCall, retry_count: int, settled: Settled | None) -> list[tuple[bytes, bytes]]:
+    def of_call(self, call: AdmittedCall, settled: Settled | None) -> list[tuple[bytes, bytes]]:
         """What is known of a call: before its end (`settled` None) the budget still counts all that is held."""
         overhead_us = call.timing.overhead_ns() // 1000
         headers = [
             (self._transaction, call.transaction_id.encode()),
             (self._model, call.facts.model_priced.encode()),
-            (self._retries, b"%d" % retry_count),
+            (self._retries, b"%d" % max(0, len(call.attempts) - 1)),
             (self._overhead, b"%d.%03d" % divmod(overhead_us, 1000)),
         ]
         if call.standing is not None:
@@ -89,9 +91,12 @@ async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> 
 
 
 async def send_refusal(send: Send, dialect: Dialect, refusal: RefusedError, headers: Headers = ()) -> None:
-    """A refusal in the dialect's own error envelope."""
+    """A refusal in the dialect's own error envelope, which tells clients not to try again where that would not help."""
     body = dialect.error_body(refusal.status, refusal.code, refusal.message, refusal.param, refusal.fields)
-    await send_whole(send, refusal.status, [JSON, *refusal.headers, *headers], body)
+    own = [*refusal.headers, *headers]
+    told = any(name in (b"retry-after", DONT_RETRY[0]) for name, _ in own)
+    hint = [DONT_RETRY] if refusal.status < 500 and not told else []
+    await send_whole(send, refusal.status, [JSON, *own, *hint], body)
 
 
 async def send_ok(send: Send, fields: Mapping[str, object]) -> None:

@@ -8,15 +8,17 @@ from typing import Final
 import structlog
 
 from services.core.budgets import Standing
+from services.core.calibrate import Calibration
 from services.core.estimate import within_bound
 from services.core.events import ComponentCost, Outcome, Settlement, UsageSource
 from services.core.money import format_usd
 from services.core.ports import OutboxEvent, OutboxFullError, UnavailableError
-from services.core.pricing import price_usage
-from services.gateway.admit import AdmittedCall
+from services.core.pricing import price_usage, unpriced_counts
+from services.gateway.admit import AdmittedCall, calibration_key
+from services.gateway.meter import Metered
 from services.gateway.observe import Observer, event_headers
 from services.gateway.record import Recorder
-from services.gateway.vendors import Metered
+from services.gateway.vendors import RequestFacts
 
 log = structlog.get_logger()
 
@@ -47,18 +49,18 @@ class Settled:
 class Settler:
     """Writes settlements. Never waits, so that no cancellation can come between a call's end and its record."""
 
-    def __init__(self, outbox: Recorder, observer: Observer) -> None:
+    def __init__(self, outbox: Recorder, observer: Observer, calibration: Calibration) -> None:
         self._outbox = outbox
         self._observer = observer
+        self._calibration = calibration
 
-    def settle(
-        self, call: AdmittedCall, outcome: Outcome, metered: Metered, http_status: int, retry_count: int
-    ) -> Settled:
+    def settle(self, call: AdmittedCall, outcome: Outcome, metered: Metered, http_status: int) -> Settled:
         """Prices what was used and records it. Call once a call."""
-        usage = within_bound(metered.usage, metered.source, call.bound)
+        usage = within_bound(_at_most(call, metered), metered.source, call.bound)
+        context = price_context(call.request, metered)
         components: tuple[ComponentCost, ...] = ()
         if metered.source != "none":
-            components = price_usage(call.price, usage)
+            components = price_usage(call.price, usage, context)
         cost_nano = sum(each.cost_nano for each in components)
         settlement = Settlement(
             transaction_id=call.transaction_id,
@@ -69,11 +71,15 @@ class Settler:
             usage=usage,
             components=components,
             cost_nano=cost_nano,
-            held_nano=call.bound.amount_nano,
+            held_nano=call.held_nano,
             charges=call.charges,
             http_status=http_status,
-            retry_count=retry_count,
+            retry_count=max(0, len(call.attempts) - 1),
             latency_us=call.timing.latency_us(),
+            estimate_mode=call.estimate_mode,
+            price_context=context,
+            unpriced=unpriced_counts(call.price, usage, context),
+            attempts=tuple(call.attempts),
         )
         try:
             self._outbox.append([OutboxEvent(settlement, event_headers(call.span))])
@@ -86,21 +92,46 @@ class Settler:
                 reason=str(error),
             )
         self._observer.settled(call.target.vendor, outcome, cost_nano)
-        freed_nano = call.bound.amount_nano - cost_nano
+        if cost_nano > call.held_nano:
+            self._observer.underestimated(call.target.vendor, call.estimate_mode)
+        if metered.source in ("reported", "counted") and outcome == "completed":
+            self._calibration.learn(calibration_key(call.facts), call.bound.amount_nano, cost_nano)
+        freed_nano = call.held_nano - cost_nano
         settled = Settled(outcome, metered.source, usage, cost_nano, _remaining(call.standing, freed_nano))
         _end_span(call, settled, http_status)
         return settled
 
-    def settle_unanswered(self, call: AdmittedCall, *, was_sent: bool, http_status: int, retry_count: int) -> Settled:
+    def settle_unanswered(self, call: AdmittedCall, *, was_sent: bool, http_status: int) -> Settled:
         """Settles a call whose vendor never answered.
 
         A vendor that was never reached can't charge for anything. One that hung up, or that Farthing gave up waiting
         for, may have done everything: its cost is taken as the bound, because an unknown cost is never zero.
         """
         if not was_sent:
-            return self.settle(call, "vendor_error", NOTHING_USED, http_status, retry_count)
-        usage = {"input_tokens": call.bound.input_tokens, "output_tokens": call.bound.output_tokens}
-        return self.settle(call, "partial", Metered(usage, "estimated", complete=False), http_status, retry_count)
+            return self.settle(call, "vendor_error", NOTHING_USED, http_status)
+        usage = {
+            "input_tokens": call.bound.input_tokens,
+            "output_tokens": call.bound.output_tokens,
+            **call.bound.counts,
+            **call.request.counted,
+        }
+        return self.settle(call, "partial", Metered(usage, "estimated", complete=False), http_status)
+
+
+def _at_most(call: AdmittedCall, metered: Metered) -> Mapping[str, int]:
+    """The usage, with input that no answer told of at the call's own bound: more may have been read than was sent."""
+    reading = metered.reading
+    if metered.source != "estimated" or reading is None or "input_tokens" in reading.usage:
+        return metered.usage
+    if "input_tokens" not in metered.usage:
+        return metered.usage
+    return {**metered.usage, "input_tokens": call.bound.input_tokens}
+
+
+def price_context(request: RequestFacts, metered: Metered) -> dict[str, str]:
+    """What picks a call's rates besides its model: what its request decided, and what its answer says."""
+    said = {} if metered.reading is None else metered.reading.context
+    return {**said, **request.context}
 
 
 def _end_span(call: AdmittedCall, settled: Settled, http_status: int) -> None:

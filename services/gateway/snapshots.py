@@ -9,8 +9,9 @@ from typing import Final
 import structlog
 
 from services.core.budgets import BudgetIndex
+from services.core.catalog import Catalog, CatalogError, decode_catalog
 from services.core.ports import Directory, UnavailableError
-from services.core.pricing import Catalog, CatalogError, decode_catalog
+from services.core.pricebook import PriceBook
 from services.core.snapshot import Snapshot, decode_snapshot
 
 log = structlog.get_logger()
@@ -45,7 +46,7 @@ class OrgView:
 
     snapshot: Snapshot
     budgets: BudgetIndex
-    catalog: Catalog
+    prices: PriceBook
 
 
 class Snapshots:
@@ -162,7 +163,12 @@ class Snapshots:
             budgets = BudgetIndex(snapshot.budgets)
         except _MALFORMED as error:
             raise UnreadableError(f"the snapshot of org {org} can't be read: {error!r}; {_REMEDY}") from error
-        view = OrgView(snapshot, budgets, await self._catalog(snapshot.catalog_version))
+        catalog = await self._catalog(snapshot.catalog_version)
+        try:
+            prices = PriceBook(catalog, snapshot.overrides, snapshot.unknown_models)
+        except _MALFORMED as error:
+            raise UnreadableError(f"the prices of org {org} can't be read: {error!r}; {_REMEDY}") from error
+        view = OrgView(snapshot, budgets, prices)
         self._views[org] = view
         return view
 
@@ -173,7 +179,8 @@ class Snapshots:
             if body is None:
                 raise UnavailableError(f"price catalog {version} has not been published")
             try:
-                catalog = self._catalogs[version] = decode_catalog(body)
+                # It takes long enough that other calls would notice.
+                catalog = self._catalogs[version] = await asyncio.to_thread(decode_catalog, body)
             except CatalogError as error:
                 raise UnreadableError(f"price catalog {version} can't be read: {error}; {_REMEDY}") from error
             while len(self._catalogs) > _CATALOGS_KEPT:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.core.events import Match, Outcome, UsageSource
+from services.core.budgets import EstimateMode
+from services.core.events import AttemptOutcome, Match, Outcome, UsageSource
 from services.ledger.query import Dimension
 from services.ledger.transactions import State
 
@@ -60,12 +61,24 @@ class EstimateAnswer(_Answer):
 
 
 class ComponentAnswer(_Answer):
-    """One priced component of the cost."""
+    """One priced component of the cost. What is not priced by the million has its exact price for `per` units, too."""
 
     component: str = Field(examples=["input"])
     quantity: Count
     price_usd_per_million: Usd
     cost_usd: Usd
+    price_usd: Usd | None = None
+    per: Count | None = None
+
+
+class AttemptAnswer(_Answer):
+    """One try to get the call answered. `http_status` is 0 when no answer began."""
+
+    vendor: str
+    model: str
+    outcome: AttemptOutcome
+    http_status: Count
+    duration_us: Count
 
 
 class ExpiryAnswer(_Answer):
@@ -122,6 +135,9 @@ class TransactionAnswer(_Answer):
     http_status: Count | None
     retry_count: Count | None
     latency_us: dict[str, Count] | None
+    price_context: dict[str, str] | None
+    unpriced: list[str] | None
+    attempts: list[AttemptAnswer] | None
     expiry: ExpiryAnswer | None
     denial: DenialAnswer | None
     trace_id: str | None
@@ -165,6 +181,32 @@ class SpendAnswer(_Answer):
     until: Time | None
     rows: list[SpendRow]
     total: SpendTotal
+
+
+class EstimatesRow(_Answer):
+    """How well calls alike were estimated. One was under-estimated when it cost more than was held for it.
+
+    `underestimated_ppm` is how many in a million were. Strict holds are true bounds: one that is too small is a defect.
+    """
+
+    vendor: str
+    model: str
+    route: str
+    estimate_mode: EstimateMode
+    settled: Count
+    underestimated: Count
+    underestimated_ppm: Count
+    held_usd: Usd
+    cost_usd: Usd
+
+
+class EstimatesAnswer(_Answer):
+    """Estimates against costs, the least well estimated first. `since` and `until` as in the answer to spend."""
+
+    org: str
+    since: Time | None
+    until: Time | None
+    rows: list[EstimatesRow]
 
 
 class Book(_Answer):

@@ -5,7 +5,8 @@ The JSON of ``GET /internal/v1/orgs/{org}/image``, amounts as strings because th
     {"next_offsets": [{"topic", "partition", "offset"}],
      "spent": [{"budget_id", "window", "spent_nano": "123"}],
      "holds": [{"reservation_id", "phase", "amount_nano": "123", "charges": [{"budget_id", "scope", "window"}],
-                "context", "expires_at_ms", "booked_nano": "0", "admitted_at_ms", "forget_at_ms"}],
+                "context", "expires_at_ms", "booked_nano": "0", "admitted_at_ms", "forget_at_ms",
+                "resized_at_ms"}],
      "producers": [{"topic", "partition", "producer", "sequence"}]}
 
 `spent` has the windows that can still be alive. `holds` are the open ones, those recorded as ended of late, and those
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 from services.core.budgets import Charge
 from services.core.codec import charges_fields, decode
-from services.core.events import Denial, Expiry, Reservation, Settlement
+from services.core.events import Denial, Expiry, HoldResized, Reservation, Settlement
 from services.core.fold import step_of
 from services.core.hotstate import (
     EXPIRY_PRODUCER,
@@ -47,6 +48,8 @@ EVENT_SLACK_MS: Final = _DAY_MS
 
 # A call's ending is its settlement, else its expiry; of two of a kind the first counts, as in the fold.
 _ENDING_ORDER: Final = "(type = {expiry:String}, partition, offset)"
+# What is held is what was said of it last; a reservation comes before every change.
+_SIZE_ORDER: Final = "(type = {resized:String}, time, partition, offset)"
 _ENDED_SINCE: Final = "fromUnixTimestamp64Milli({ended_since_ms:Int64}, 'UTC')"
 # By event time, which the table is partitioned by. An event before it belongs to a call with no window alive.
 _SINCE: Final = "time >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')"
@@ -76,23 +79,27 @@ WHERE {_alive("part")}
 GROUP BY budget_id, window
 """  # noqa: S608
 _OPEN: Final = f"""
-SELECT transaction_id, argMin(raw, (partition, offset)) AS first_raw
+SELECT transaction_id,
+       argMinIf(raw, (partition, offset), type = {{reservation:String}}) AS first_raw,
+       argMaxIf(raw, (time, partition, offset), type = {{resized:String}}) AS last_resized
 FROM events
-WHERE org = {{org:String}} AND type = {{reservation:String}} AND {_SINCE}
+WHERE org = {{org:String}} AND type IN ({{reservation:String}}, {{resized:String}}) AND {_SINCE}
   AND transaction_id NOT IN (SELECT transaction_id FROM events WHERE {_ENDINGS} AND {_CALLS_SINCE})
 GROUP BY transaction_id
+HAVING first_raw != ''
 """  # noqa: S608
 _ENDED: Final = f"""
 SELECT transaction_id,
        argMinIf(type, {_ENDING_ORDER}, is_ending) AS ended_by,
        argMinIf(cost_nano + booked_nano, {_ENDING_ORDER}, is_ending) AS amount_nano,
        argMinIf(charge_list, {_ENDING_ORDER}, is_ending) AS charged,
-       maxIf(held_nano, NOT is_ending) AS hold_nano,
-       maxIf(toUnixTimestamp64Milli(expires_at), NOT is_ending) AS expires_at_ms,
-       maxIf(toUnixTimestamp64Milli(time), NOT is_ending) AS admitted_at_ms,
+       argMaxIf(held_nano, {_SIZE_ORDER}, NOT is_ending) AS hold_nano,
+       argMaxIf(toUnixTimestamp64Milli(expires_at), {_SIZE_ORDER}, NOT is_ending) AS expires_at_ms,
+       maxIf(toUnixTimestamp64Milli(time), type = {{reservation:String}}) AS admitted_at_ms,
+       maxIf(toUnixTimestamp64Milli(time), type = {{resized:String}}) AS resized_at_ms,
        countIf(type = {{expiry:String}}) > 0 AS has_expired
 FROM (
-    SELECT *, type != {{reservation:String}} AS is_ending,
+    SELECT *, type IN ({{settlement:String}}, {{expiry:String}}) AS is_ending,
            arrayZip(`charges.budget_id`, `charges.scope`, `charges.window`) AS charge_list
     FROM events
     WHERE org = {{org:String}} AND type != {{denial:String}} AND {_CALLS_SINCE} AND transaction_id IN (
@@ -122,6 +129,7 @@ async def org_image(store: LedgerStore, org: str, now_ms: int) -> LedgerImage:
         "settlement": Settlement.TYPE,
         "expiry": Expiry.TYPE,
         "denial": Denial.TYPE,
+        "resized": HoldResized.TYPE,
         "expiry_producer": EXPIRY_PRODUCER,
         "grace_ms": WINDOW_GRACE_MS,
         "now_ms": now_ms - CLOCK_SLACK_MS,
@@ -133,7 +141,7 @@ async def org_image(store: LedgerStore, org: str, now_ms: int) -> LedgerImage:
         NEXT_OFFSETS, *(Query(statement, parameters) for statement in STATEMENTS)
     )
     next_offsets = read_next_offsets(places)
-    holds = {row["transaction_id"]: _open_hold(row["first_raw"]) for row in open_holds}
+    holds = {row["transaction_id"]: _open_hold(row["first_raw"], row["last_resized"]) for row in open_holds}
     holds |= {row["transaction_id"]: _ended_hold(row, now_ms) for row in ended}
     return LedgerImage(
         next_offsets,
@@ -188,6 +196,7 @@ def image_fields(ledger_image: LedgerImage) -> dict[str, Any]:
                 "booked_nano": str(hold.booked_nano),
                 "admitted_at_ms": hold.admitted_at_ms,
                 "forget_at_ms": hold.forget_at_ms,
+                "resized_at_ms": hold.resized_at_ms,
             }
             for reservation_id, hold in image.holds.items()
         ],
@@ -208,10 +217,16 @@ def next_offsets_fields(next_offsets: Mapping[TopicPartition, int]) -> dict[str,
     }
 
 
-def _open_hold(raw: str) -> Hold:
-    step = step_of(decode(raw.encode()), 0)
+def _open_hold(first_raw: str, last_resized: str) -> Hold:
+    step = step_of(decode(first_raw.encode()), 0)
     assert step is not None, "a reservation always has a step"
-    return Hold(step.amount_nano, step.charges, step.context, step.expires_at_ms, admitted_at_ms=step.time_ms)
+    hold = Hold(step.amount_nano, step.charges, step.context, step.expires_at_ms, admitted_at_ms=step.time_ms)
+    if last_resized:
+        changed = step_of(decode(last_resized.encode()), 0)
+        assert changed is not None, "a change of a hold always has a step"
+        hold.amount_nano, hold.context = changed.amount_nano, changed.context
+        hold.expires_at_ms, hold.resized_at_ms = changed.expires_at_ms, changed.time_ms
+    return hold
 
 
 def _ended_hold(row: Mapping[str, Any], now_ms: int) -> Hold:
@@ -228,4 +243,5 @@ def _ended_hold(row: Mapping[str, Any], now_ms: int) -> Hold:
         booked_nano=row["amount_nano"],
         admitted_at_ms=row["admitted_at_ms"],
         forget_at_ms=max([now_ms + TOMBSTONE_MS, *until_ms]),
+        resized_at_ms=row["resized_at_ms"],
     )

@@ -81,10 +81,9 @@ class PageParameters(_Parameters):
     state: State | None = Field(None, description="Transactions in this state only.")
 
 
-class SpendParameters(_Parameters):
-    """``GET /v1/spend``: either a `window` (the last 30 days unless said otherwise) or `since` and `until`."""
+class EstimatesParameters(_Parameters):
+    """``GET /v1/estimates``: either a `window` (the last 30 days unless said otherwise) or `since` and `until`."""
 
-    by: Dimension = Field("org", description="What to sum up by.")
     window: Annotated[str, Field(max_length=40)] | None = Field(
         None,
         description="The span to sum up: the current hour, day or month, or a length up to now such as 90m, 24h or 30d."
@@ -110,3 +109,9 @@ class SpendParameters(_Parameters):
         span = span_at(window, now_ms)
         assert isinstance(span, CalendarSpan)
         return span.start_ms, span.end_ms
+
+
+class SpendParameters(EstimatesParameters):
+    """``GET /v1/spend``: the same spans of time."""
+
+    by: Dimension = Field("org", description="What to sum up by.")

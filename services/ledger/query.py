@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from services.core.codec import decode
+from services.core.components import MILLION
 from services.core.events import Denial, Expiry, Reservation, Settlement
-from services.core.money import format_usd
+from services.core.money import divide_half_even, format_usd
 from services.core.ports import LedgerStore, Query
 from services.ledger.transactions import State, Transaction, merge
 
@@ -171,6 +172,40 @@ async def spend(store: LedgerStore, scope: Scope, by: Dimension) -> dict[str, An
             "denied": refused["denied"],
         },
     }
+
+
+async def estimates(store: LedgerStore, scope: Scope) -> list[dict[str, Any]]:
+    """How well calls were estimated, by vendor, model, route and way of estimating; the least well first.
+
+    A call was under-estimated when it cost more than was held for it. Raises `UnavailableError`.
+    """
+    where, parameters = scope.conditions()
+    # Settlements of earlier releases do not say how their holds were sized: there was one way only.
+    statement = f"""
+        SELECT vendor, model_priced AS model, route,
+               if(estimate_mode = '', 'strict', toString(estimate_mode)) AS mode,
+               count() AS settled,
+               countIf(cost_nano > held_nano) AS underestimated,
+               sum(toInt128(held_nano)) AS held_in_all,
+               sum(toInt128(cost_nano)) AS cost_in_all
+        FROM events
+        WHERE {where} AND type = {{settlement:String}}
+        GROUP BY vendor, model, route, mode
+        ORDER BY underestimated / settled DESC, settled DESC, vendor, model, route, mode
+    """  # noqa: S608
+    (rows,) = await store.query(Query(statement, parameters))
+    return [
+        {
+            **{name: row[name] for name in ("vendor", "model", "route")},
+            "estimate_mode": row["mode"],
+            "settled": row["settled"],
+            "underestimated": row["underestimated"],
+            "underestimated_ppm": divide_half_even(row["underestimated"] * MILLION, row["settled"]),
+            "held_usd": format_usd(row["held_in_all"]),
+            "cost_usd": format_usd(row["cost_in_all"]),
+        }
+        for row in rows
+    ]
 
 
 async def count_events(store: LedgerStore, org: str) -> dict[str, int]:

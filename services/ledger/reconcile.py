@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from services.core.budgets import Budget, Proposal, Standing, propose
-from services.core.codec import UnreadableEventError, decode
+from services.core.codec import decode
+from services.core.codec_fields import UnreadableEventError
 from services.core.events import Denial, Expiry, Reservation, Settlement
 from services.core.fold import apply, load, step_of
 from services.core.hotstate import OrgImage, OrgState, is_forgotten

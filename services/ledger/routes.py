@@ -8,12 +8,13 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 
-from services.core.codec import format_time
+from services.core.codec_fields import format_time
 from services.core.identity import IdentityError, check_name
 from services.core.ports import LedgerStore
 from services.ledger import errors
 from services.ledger.answers import (
     ErrorAnswer,
+    EstimatesAnswer,
     ReconciliationAnswer,
     SpendAnswer,
     TransactionAnswer,
@@ -23,8 +24,8 @@ from services.ledger.auth import Gate, scope_of
 from services.ledger.errors import ApiError, json_answer
 from services.ledger.fences import next_offsets
 from services.ledger.image import Images, image_fields, next_offsets_fields
-from services.ledger.parameters import PageParameters, SpendParameters
-from services.ledger.query import find_transaction, list_transactions, spend
+from services.ledger.parameters import EstimatesParameters, PageParameters, SpendParameters
+from services.ledger.query import estimates, find_transaction, list_transactions, spend
 from services.ledger.reconcile import Reconciler
 
 # A call's events are in the ledger this long after it at most, unless something is away.
@@ -142,6 +143,22 @@ async def spend_by(request: Request, parameters: Annotated[SpendParameters, Quer
         "until": format_time(until_ms) if until_ms is not None else None,
     }
     return json_answer(told | await spend(context.store, scope, parameters.by))
+
+
+@router.get("/v1/estimates", responses=_documented(EstimatesAnswer, "The figures."))
+async def estimates_and_costs(request: Request, parameters: Annotated[EstimatesParameters, Query()]) -> Response:
+    """What was held for calls and what they cost, over a span of time: how often the estimate was too low."""
+    context = _context(request)
+    record = await context.gate.caller(request)
+    since_ms, until_ms = parameters.spend_span_ms(time.time_ns() // 1_000_000)
+    scope = scope_of(record, parameters.filters(), parameters.model, since_ms, until_ms)
+    told = {
+        "org": record.org,
+        "since": format_time(since_ms) if since_ms is not None else None,
+        "until": format_time(until_ms) if until_ms is not None else None,
+        "rows": await estimates(context.store, scope),
+    }
+    return json_answer(told)
 
 
 @router.get("/v1/reconciliation", responses=_documented(ReconciliationAnswer, "The comparison."))

@@ -1,8 +1,10 @@
 """An event as a row of the ledger's `events` table."""
 
-from services.core.codec import format_time
-from services.core.events import CallFacts, Denial, Expiry, Reservation, Settlement, Stamped
+from services.core.codec_fields import format_time
+from services.core.components import MILLION
+from services.core.events import CallFacts, Denial, Event, Expiry, HoldResized, Reservation, Settlement, Stamped
 from services.core.identity import DIMENSIONS
+from services.core.money import divide_half_even
 from services.core.ports import Incoming
 
 Row = dict[str, object]
@@ -51,7 +53,7 @@ def _facts_columns(facts: CallFacts) -> Row:
     }
 
 
-def _kind_columns(event: Reservation | Settlement | Expiry | Denial) -> Row:
+def _kind_columns(event: Event) -> Row:
     match event:
         case Reservation():
             return {
@@ -62,14 +64,23 @@ def _kind_columns(event: Reservation | Settlement | Expiry | Denial) -> Row:
                 "expires_at": format_time(event.expires_at_ms),
                 **_charge_columns(event),
             }
+        case HoldResized():
+            return {
+                "held_nano": event.held_nano,
+                "expires_at": format_time(event.expires_at_ms),
+                **_charge_columns(event),
+            }
         case Settlement():
             return {
+                "estimate_mode": event.estimate_mode,
                 "outcome": event.outcome,
                 "usage_source": event.usage_source,
                 "usage": event.usage,
                 "components.component": [each.component for each in event.components],
                 "components.quantity": [each.quantity for each in event.components],
-                "components.price_nano_per_million": [each.price_nano_per_million for each in event.components],
+                "components.price_nano_per_million": [
+                    divide_half_even(each.price_nano * MILLION, each.per) for each in event.components
+                ],
                 "components.cost_nano": [each.cost_nano for each in event.components],
                 "cost_nano": event.cost_nano,
                 "held_nano": event.held_nano,
@@ -93,7 +104,7 @@ def _kind_columns(event: Reservation | Settlement | Expiry | Denial) -> Row:
             }
 
 
-def _charge_columns(event: Reservation | Settlement | Expiry) -> Row:
+def _charge_columns(event: Reservation | HoldResized | Settlement | Expiry) -> Row:
     return {
         "charges.budget_id": [each.budget_id for each in event.charges],
         "charges.scope": [each.scope for each in event.charges],

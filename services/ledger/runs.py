@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Literal
 
-from services.core.codec import UnreadableEventError, decode, format_time
+from services.core.codec import decode
+from services.core.codec_fields import UnreadableEventError, format_time
 from services.core.dead_letters import dead_letter
 from services.core.events import Stamped
 from services.core.ports import Incoming, Outgoing

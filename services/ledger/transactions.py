@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from services.core.codec import event_fields, facts_fields, format_time
-from services.core.events import Denial, Event, Expiry, Reservation, Settlement
+from services.core.codec import event_fields, facts_fields
+from services.core.codec_fields import format_time
+from services.core.events import Denial, Event, Expiry, HoldResized, Reservation, Settlement
 from services.core.money import format_usd
 
 State = Literal["held", "settled", "denied", "expired"]
@@ -17,6 +18,7 @@ class Transaction:
     """The events of one call. An event of a kind that is there already changes nothing."""
 
     reservation: Reservation | None = None
+    resized: HoldResized | None = None
     settlement: Settlement | None = None
     expiry: Expiry | None = None
     denial: Denial | None = None
@@ -28,6 +30,9 @@ class Transaction:
         match event:
             case Reservation():
                 self.reservation = self.reservation or event
+            case HoldResized():
+                if self.resized is None or self.resized.time_ms <= event.time_ms:
+                    self.resized = event
             case Settlement():
                 self.settlement = self.settlement or event
             case Expiry():
@@ -38,7 +43,7 @@ class Transaction:
     @property
     def events(self) -> tuple[Event, ...]:
         """Its events, the one that opened it first."""
-        every = (self.reservation, self.denial, self.settlement, self.expiry)
+        every = (self.reservation, self.denial, self.resized, self.settlement, self.expiry)
         return tuple(event for event in every if event is not None)
 
     @property
@@ -48,7 +53,7 @@ class Transaction:
             return "settled"
         if self.expiry is not None:
             return "expired"
-        return "held" if self.reservation is not None else "denied"
+        return "held" if self.reservation is not None or self.resized is not None else "denied"
 
     @property
     def cost_nano(self) -> int:
@@ -76,10 +81,15 @@ class Transaction:
     def _hold_fields(self) -> dict[str, Any]:
         held = self.reservation or self.settlement or self.expiry
         fields = event_fields(held) if held is not None else {}
+        if self.resized is not None:
+            fields = {**fields, **event_fields(self.resized)}
         return {name: fields.get(name) for name in ("held_usd", "charges", "estimate", "expires_at")}
 
     def _settlement_fields(self) -> dict[str, Any]:
-        names = ("outcome", "usage_source", "usage", "components", "http_status", "retry_count", "latency_us")
+        names = (
+            *("outcome", "usage_source", "usage", "components", "http_status", "retry_count", "latency_us"),
+            *("price_context", "unpriced", "attempts"),
+        )
         settled_at = format_time(self.settlement.time_ms) if self.settlement is not None else None
         return {"settled_at": settled_at, **(_pick(self.settlement, *names) or dict.fromkeys(names))}
 

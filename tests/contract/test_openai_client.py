@@ -15,6 +15,7 @@ from services.adapters.http_transport import HttpxTransport
 from services.adapters.outbox import SqliteOutbox
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
+from services.adapters.valkey_jobs import ValkeyJobs
 from services.core.budgets import propose
 from services.core.events import Denial, Settlement
 from services.core.money import format_usd
@@ -89,7 +90,7 @@ async def setting(tmp_path: Path, openai_vendor: StandInVendor) -> AsyncIterator
         await org.warm_up()
         await org.connect("openai", openai_vendor.url)
         key = await org.make_key(team="ml", agent="ada")
-        ports = Ports(directory, hot_state, outbox, vendors, Dead(), open_sealed, PEPPER)
+        ports = Ports(directory, hot_state, outbox, vendors, Dead(), open_sealed, PEPPER, ValkeyJobs(connection))
         async with serving(ports, options()) as gateway:
             await until(lambda: gateway.assembly.snapshots.generation is not None)
             yield Setting(gateway, org, openai_vendor, hot_state, outbox, key)
@@ -253,7 +254,7 @@ async def test_a_contradicting_identity_is_a_permission_error(setting: Setting) 
 async def test_a_route_that_is_not_priced_is_not_found(setting: Setting) -> None:
     async with setting.async_client() as client:
         with pytest.raises(openai.NotFoundError) as caught:
-            await client.embeddings.create(model="text-embedding-3-small", input="x")
+            await client.fine_tuning.jobs.create(model="gpt-4o-mini", training_file="file-1")
     assert caught.value.code == "unknown_route"
     assert setting.vendor.requests == []
 

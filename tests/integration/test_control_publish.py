@@ -21,14 +21,14 @@ import pytest
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
 from services.control.boot import BootError, Handover
+from services.core.catalog import decode_catalog
 from services.core.identity import KeyRecord, hash_key
 from services.core.ports import UnavailableError
-from services.core.pricing import decode_catalog
 from services.core.snapshot import Snapshot, decode_snapshot
-from tests.support.cluster import REPOSITORY, free_port
+from tests.support.cluster import REPOSITORY
 from tests.support.control import MASTER_KEY, Away, Control, running_control
 from tests.support.postgres import PostgresServer
-from tests.support.valkey import ValkeyServer
+from tests.support.valkey import ValkeyServer, free_port
 
 
 @pytest.fixture
@@ -192,9 +192,7 @@ async def test_nothing_is_published_when_nothing_changed(control: Control, direc
     assert (await directory.pulse()).generation == before
 
 
-async def test_a_new_catalog_or_hold_time_is_a_change_like_any_other(
-    control: Control, directory: ValkeyDirectory
-) -> None:
+async def test_a_new_hold_time_is_a_change_like_any_other(control: Control, directory: ValkeyDirectory) -> None:
     object.__setattr__(control.boot_settings, "hold_ms", 60_000)
     await control.boot()
     await control.context.publisher.reconcile()

@@ -13,7 +13,8 @@ from services.adapters.clickhouse import ClickHouse
 from services.adapters.ledger_http import _image
 from services.adapters.memory import MemoryDirectory
 from services.core.budgets import Budget, propose
-from services.core.codec import decode, encode, encode_facts, format_time
+from services.core.codec import decode, encode, encode_facts
+from services.core.codec_fields import format_time
 from services.core.events import Denial, Event, Expiry, Reservation, Settlement, Stamped
 from services.core.fold import step_of
 from services.core.hotstate import Admitted, HoldRequest
@@ -29,7 +30,17 @@ from services.ledger.description import describe
 from services.ledger.reconcile import FOLDED, Reconciler
 from services.ledger.routes import Context, build_api
 from services.ledger.rows import event_row
-from tests.support.examples import DENIAL, EXPIRY, FACTS, PARTIAL, RESERVATION, SETTLEMENT, UNBUDGETED, UNKNOWN_MODEL
+from tests.support.examples import (
+    AUDIO,
+    DENIAL,
+    EXPIRY,
+    FACTS,
+    PARTIAL,
+    RESERVATION,
+    SETTLEMENT,
+    UNBUDGETED,
+    UNKNOWN_MODEL,
+)
 from tests.support.ledger import Rig, new_log, now_ms
 
 PEPPER = b"pepper"
@@ -323,6 +334,53 @@ async def test_spend_over_other_spans(world: World) -> None:
     assert (await world.json("/v1/spend", by="team", team="ops"))["total"]["settled"] == 1
 
 
+async def test_estimates_are_held_against_what_calls_cost(world: World) -> None:
+    """Three calibrated calls of one kind, one too low by a nano-dollar; a strict one; and one of long ago."""
+    held = [await world.admit(f"txn_{number}", 1_000) for number in range(5)]
+    old = replace(held[4], time_ms=held[4].time_ms - 40 * 86_400_000)
+    strict = of(held[3], vendor="openai", model_priced="gpt")
+    await world.tell(
+        *held[:3],
+        strict,
+        old,
+        settled(held[0], 1_000, estimate_mode="calibrated"),
+        settled(held[1], 1_001, estimate_mode="calibrated"),
+        settled(held[2], 1, estimate_mode="calibrated"),
+        settled(strict, 400),
+        settled(old, 5_000, estimate_mode="calibrated"),
+    )
+    answer = await world.json("/v1/estimates")
+    assert answer["until"] is None
+    assert answer["rows"] == [
+        {
+            "vendor": "sandbox",
+            "model": "sandbox-small",
+            "route": FACTS.route,
+            "estimate_mode": "calibrated",
+            "settled": 3,
+            "underestimated": 1,
+            "underestimated_ppm": 333_333,
+            "held_usd": "0.000003000",
+            "cost_usd": "0.000002002",
+        },
+        {
+            "vendor": "openai",
+            "model": "gpt",
+            "route": FACTS.route,
+            "estimate_mode": "strict",
+            "settled": 1,
+            "underestimated": 0,
+            "underestimated_ppm": 0,
+            "held_usd": "0.000001000",
+            "cost_usd": "0.000000400",
+        },
+    ]
+    (first, _) = (await world.json("/v1/estimates", window="60d"))["rows"]
+    assert (first["settled"], first["underestimated"], first["underestimated_ppm"]) == (4, 2, 500_000)
+    assert [row["vendor"] for row in (await world.json("/v1/estimates", vendor="openai"))["rows"]] == ["openai"]
+    assert (await world.json("/v1/estimates", BOB))["rows"] == [], "another team's"
+
+
 # ---- who may see what -----------------------------------------------------------------------------------------------
 
 
@@ -347,7 +405,9 @@ async def test_orgs_do_not_see_each_other(world: World) -> None:
     assert (await world.json("/v1/spend", since="2020-01-01T00:00:00Z"))["rows"] == []
 
 
-@pytest.mark.parametrize("path", ["/v1/transactions", "/v1/transactions/txn_1", "/v1/spend", "/v1/reconciliation"])
+@pytest.mark.parametrize(
+    "path", ["/v1/transactions", "/v1/transactions/txn_1", "/v1/spend", "/v1/estimates", "/v1/reconciliation"]
+)
 async def test_keys_are_checked(world: World, path: str) -> None:
     for key in (None, STRANGER, "fk_live_short", "x\x7f"):
         answer = await world.get(path, key)
@@ -387,6 +447,9 @@ async def test_a_key_may_come_in_the_spend_header(world: World) -> None:
         ("/v1/spend", {"window": "1h", "since": "2026-01-01T00:00:00Z"}, "window"),
         ("/v1/spend", {"model": ""}, "model"),
         ("/v1/spend", {"limit": "5"}, "limit"),
+        ("/v1/estimates", {"by": "team"}, "by"),
+        ("/v1/estimates", {"window": "fortnight"}, "window"),
+        ("/v1/estimates", {"window": "1h", "until": "2026-01-01T00:00:00Z"}, "window"),
         ("/v1/reconciliation", {"org": "other"}, "org"),
     ],
 )
@@ -470,18 +533,20 @@ async def test_answers_have_the_form_they_are_described_with(world: World) -> No
     description = describe()
     components = {"components": description["components"]}
     held, first, late = [await world.admit(f"txn_{number}", 1_000) for number in range(3)]
-    await world.tell(held, first, late, settled(first, 900), expired(late, 1_000), DENIAL, UNKNOWN_MODEL)
+    await world.tell(held, first, late, settled(first, 900), expired(late, 1_000), DENIAL, UNKNOWN_MODEL, AUDIO)
     month = {"by": "team", "window": "month", "zone": "Europe/Berlin"}
     requests: list[tuple[str, str, dict[str, str]]] = [
         ("/v1/transactions", "/v1/transactions", {"limit": "2"}),
         ("/v1/transactions", "/v1/transactions", {}),
         *(("/v1/transactions/{transaction_id}", f"/v1/transactions/txn_{number}", {}) for number in range(3)),
+        ("/v1/transactions/{transaction_id}", f"/v1/transactions/{AUDIO.transaction_id}", {}),
         ("/v1/transactions/{transaction_id}", f"/v1/transactions/{DENIAL.transaction_id}", {}),
         ("/v1/transactions/{transaction_id}", f"/v1/transactions/{UNKNOWN_MODEL.transaction_id}", {}),
         ("/v1/transactions/{transaction_id}", "/v1/transactions/txn_unknown", {}),
         ("/v1/spend", "/v1/spend", month),
         ("/v1/spend", "/v1/spend", {"since": "2020-01-01T00:00:00Z"}),
         ("/v1/spend", "/v1/spend", {"by": "nobody"}),
+        ("/v1/estimates", "/v1/estimates", {"since": "2020-01-01T00:00:00Z"}),
         ("/v1/reconciliation", "/v1/reconciliation", {}),
     ]
     statuses = []
@@ -491,7 +556,7 @@ async def test_answers_have_the_form_they_are_described_with(world: World) -> No
         jsonschema.validate(response.json(), described["content"]["application/json"]["schema"] | components)
         statuses.append(response.status_code)
     assert {template for template, *_ in requests} == set(description["paths"])
-    assert (statuses.count(200), statuses.count(400), statuses.count(404)) == (10, 1, 1)
+    assert (statuses.count(200), statuses.count(400), statuses.count(404)) == (12, 1, 1)
     world.log.trim(TopicPartition(Denial.TOPIC, 0), 1)
     schema = {"$ref": "#/components/schemas/ReconciliationAnswer"} | components
     jsonschema.validate(await world.json("/v1/reconciliation"), schema)

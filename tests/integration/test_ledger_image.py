@@ -1,21 +1,27 @@
 """Which holds an image still carries, by when the ledger recorded their ends, and how far back it looks at all."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from services.adapters.clickhouse import ClickHouse
-from services.core.budgets import Charge
-from services.core.codec import decode, format_time, to_message
-from services.core.events import Event, Expiry, Reservation, Settlement, Stamped
-from services.core.hotstate import EXPIRY_PRODUCER, TOMBSTONE_MS
-from services.core.ports import Incoming, Query
-from services.core.windows import MAX_ROLLING_MS, CalendarSpan, RollingSpan, RollingWindow, span_at
+from services.adapters.valkey import ValkeyHotState
+from services.adapters.valkey_connection import ValkeyConnection
+from services.core.budgets import Charge, Proposal
+from services.core.codec import decode, encode_facts, to_message
+from services.core.codec_fields import format_time
+from services.core.events import Event, Expiry, HoldResized, Reservation, Settlement, Stamped
+from services.core.fold import step_of
+from services.core.hotstate import EXPIRY_PRODUCER, TOMBSTONE_MS, Admitted, HoldRequest, OrgImage
+from services.core.ports import Incoming, Query, TopicPartition
+from services.core.windows import MAX_ROLLING_MS, CalendarSpan, CalendarWindow, RollingSpan, RollingWindow, span_at
 from services.ledger import image as image_module
 from services.ledger.image import CLOCK_SLACK_MS, EVENT_SLACK_MS, LONGEST_LIFE_MS, org_image
 from services.ledger.rows import event_row
-from tests.support.examples import FACTS, RESERVATION, SETTLEMENT
+from tests.support.examples import FACTS, RESERVATION, RESIZED, SETTLEMENT
+from tests.support.hot_state import read_state, turn_clock, with_turned_clock
 from tests.support.ledger import now_ms
 
 LONG_MS = TOMBSTONE_MS + CLOCK_SLACK_MS + 60_000
@@ -49,6 +55,10 @@ def settlement(name: str, *charges: Charge, at_ms: int = NOW_MS) -> Settlement:
     return replace(SETTLEMENT, transaction_id=name, time_ms=at_ms, charges=charges)
 
 
+def resized(name: str, held_nano: int, at_ms: int) -> HoldResized:
+    return HoldResized(name, at_ms, RESIZED.facts, held_nano, (ALIVE,), at_ms + 900_000)
+
+
 def expiry(name: str, *charges: Charge, at_ms: int = NOW_MS) -> Expiry:
     return Expiry(name, at_ms, FACTS, 5, 5, charges)
 
@@ -70,6 +80,70 @@ async def test_ends_are_remembered_as_long_as_another_event_could_come(ledger_st
         "long_expired": "expired",
         "corrected": "settled",
     }
+
+
+async def test_a_hold_is_as_large_as_was_said_last_of_it(ledger_store: ClickHouse) -> None:
+    """By the hot state's clock, whatever order the log has; an ended one keeps what it held in the end."""
+    recorder = Recorder(ledger_store)
+    for name in ("open", "settled", "plain"):
+        await recorder.record(reservation(name, ALIVE), 0)
+    for name in ("open", "settled", "never_reserved"):
+        await recorder.record(resized(name, 2_000, NOW_MS + 20), 0)
+        await recorder.record(resized(name, 9_000, NOW_MS + 10), 0)
+    await recorder.record(settlement("settled", ALIVE), 0)
+    holds = (await org_image(ledger_store, "default", NOW_MS)).image.holds
+    assert set(holds) == {"open", "settled", "plain"}
+    assert (holds["plain"].amount_nano, holds["plain"].resized_at_ms) == (RESERVATION.held_nano, 0)
+    for name, phase in (("open", "held"), ("settled", "settled")):
+        hold = holds[name]
+        assert (hold.phase, hold.amount_nano, hold.expires_at_ms) == (phase, 2_000, NOW_MS + 900_020)
+        assert (hold.admitted_at_ms, hold.resized_at_ms) == (NOW_MS, NOW_MS + 20)
+    assert json.loads(holds["open"].context)["vendor"] == RESIZED.facts.vendor
+    assert holds["open"].charges == (ALIVE,)
+
+
+async def test_a_hot_state_with_resized_holds_is_rebuilt_as_it_was(ledger_store: ClickHouse, valkey_url: str) -> None:
+    """Held, moved and settled in a real Valkey, recorded in a real ledger; wiped, and loaded from its image."""
+    connection = ValkeyConnection(valkey_url)
+    hot = with_turned_clock(ValkeyHotState(connection))
+    await turn_clock(connection, NOW_MS)
+    await hot.load("default", OrgImage({}, {}, {}, {}), "epoch-1")
+    proposals = tuple(
+        Proposal(f"bud_{number}", "team:ml", span_at(window, NOW_MS), 10_000)
+        for number, window in enumerate((CalendarWindow("day", "UTC"), RollingWindow(3_600_000)))
+    )
+    recorder = Recorder(ledger_store)
+    for name, held_nano in (("larger", 100), ("smaller", 200), ("as_it_was", 300), ("settled", 400)):
+        asked = HoldRequest("default", name, held_nano, proposals, 900_000, encode_facts(FACTS))
+        answer = await hot.reserve(asked)
+        assert isinstance(answer, Admitted)
+        held = replace(reservation(name, *answer.charges), held_nano=held_nano, expires_at_ms=answer.expires_at_ms)
+        await recorder.record(held, 0)
+    await turn_clock(connection, NOW_MS + 1_500)
+    for name, held_nano in (("larger", 1_100), ("smaller", 20), ("settled", 500)):
+        asked = HoldRequest("default", name, held_nano, proposals, 900_000, encode_facts(RESIZED.facts))
+        moved = await hot.resize(asked)
+        assert isinstance(moved, Admitted)
+        await recorder.record(
+            HoldResized(name, moved.now_ms, RESIZED.facts, held_nano, moved.charges, moved.expires_at_ms), 0
+        )
+    ending = replace(settlement("settled", *moved.charges), cost_nano=33)
+    await recorder.record(ending, 0)
+    step = step_of(Stamped(ending, "gw_1", 1), 0)
+    assert step is not None
+    await hot.apply("default", TopicPartition(ending.TOPIC, 0), [step], 1)
+    before = await read_state(connection, "default")
+
+    image = (await org_image(ledger_store, "default", NOW_MS + 1_500)).image
+    await connection.execute("FLUSHALL")
+    await turn_clock(connection, NOW_MS + 1_500)
+    assert await hot.load("default", image, "epoch-2")
+    after = await read_state(connection, "default")
+    await hot.close()
+    assert (after.windows, after.rings, after.due) == (before.windows, before.rings, before.due)
+    assert after.holds == before.holds
+    assert {figures.held_nano for figures in after.windows.values()} == {1_100 + 20 + 300}
+    assert {figures.spent_nano for figures in after.windows.values()} == {33}
 
 
 async def test_an_end_that_may_come_again_is_remembered_until_its_windows_are_gone(ledger_store: ClickHouse) -> None:

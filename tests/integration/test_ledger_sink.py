@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from services.adapters.clickhouse import ClickHouse
-from services.core.codec import encode, parse_time
+from services.core.codec import encode
+from services.core.codec_fields import parse_time
 from services.core.events import Denial, Event, Reservation, Settlement, Stamped
 from services.core.fold import OffsetGapError
 from services.core.ports import Outgoing, Query, TopicPartition, UnavailableError

@@ -11,8 +11,8 @@ import pytest
 from services.adapters.postgres import Migration, MigrationError, Postgres, migrate, read_migrations
 from services.adapters.schemas import schemas_folder
 from services.core.ports import UnavailableError
-from tests.support.cluster import free_port
 from tests.support.postgres import PostgresServer
+from tests.support.valkey import free_port
 
 SHIPPED = read_migrations(schemas_folder("postgres"))
 FIRST = Migration(1, "0001_first.sql", "CREATE TABLE first (number integer)")
@@ -112,7 +112,9 @@ async def test_a_database_that_does_not_exist_is_unavailable(postgres_dsn: str) 
 
 
 @pytest.mark.parametrize("statement", ["UPDATE {} SET {} = {}", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
-@pytest.mark.parametrize(("table", "column"), [("audit", "actor"), ("price_catalogs", "version")])
+@pytest.mark.parametrize(
+    ("table", "column"), [("audit", "actor"), ("price_catalogs", "version"), ("price_overrides", "model")]
+)
 async def test_facts_are_never_changed(
     postgres_dsn: str, connection: asyncpg.Connection, statement: str, table: str, column: str
 ) -> None:
@@ -122,8 +124,53 @@ async def test_facts_are_never_changed(
     await connection.execute(
         "INSERT INTO audit (org, config_version, actor, action, target) VALUES ('acme', 1, 'me', 'do', 'it')"
     )
+    await connection.execute(
+        "INSERT INTO price_overrides (org, vendor, model, from_date, created_by)"
+        " VALUES ('acme', 'openai', 'gpt-4o', '2026-01-01', 'me')"
+    )
     with pytest.raises(asyncpg.RaiseError, match=f"rows of {table} are never changed"):
         await connection.execute(statement.format(table, column, column))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM catalog_proposals",
+        "TRUNCATE catalog_proposals",
+        "UPDATE catalog_proposals SET proposed_by = 'you'",
+        "UPDATE catalog_proposals SET state = 'accepted', decided_by = 'you', decided_at = now(), version = 'v2'",
+    ],
+)
+async def test_a_proposal_is_only_ever_decided(
+    postgres_dsn: str, connection: asyncpg.Connection, statement: str
+) -> None:
+    await migrate(postgres_dsn, SHIPPED)
+    await connection.execute("INSERT INTO price_catalogs (version, body) VALUES ('v1', 'one'), ('v2', 'two')")
+    await connection.execute("INSERT INTO orgs (name, catalog_version, hold_ms) VALUES ('acme', 'v1', 1)")
+    await connection.execute(
+        "INSERT INTO catalog_proposals (org, version, state, proposed_by) VALUES ('acme', 'v1', 'pending', 'me')"
+    )
+    with pytest.raises(asyncpg.RaiseError, match="rows of catalog_proposals are"):
+        await connection.execute(statement)
+    decide = "UPDATE catalog_proposals SET state = 'accepted', decided_by = 'me', decided_at = now()"
+    await connection.execute(decide)
+    with pytest.raises(asyncpg.RaiseError, match="decided once"):
+        await connection.execute(decide)
+
+
+async def test_an_org_made_before_there_were_proposals_has_the_catalog_it_uses_as_its_first(
+    postgres_dsn: str, connection: asyncpg.Connection
+) -> None:
+    await migrate(postgres_dsn, SHIPPED[:1])
+    await connection.execute("INSERT INTO price_catalogs (version, body) VALUES ('v1', 'prices')")
+    await connection.execute("INSERT INTO orgs (name, catalog_version, hold_ms) VALUES ('acme', 'v1', 1)")
+    await migrate(postgres_dsn, SHIPPED)
+    row = await connection.fetchrow("SELECT org, version, base_version, state, decided_by FROM catalog_proposals")
+    assert row is not None
+    assert tuple(row) == ("acme", "v1", None, "accepted", "control")
+    row = await connection.fetchrow("SELECT unknown_models, priced_as_model, allow_unpriced_routes FROM orgs")
+    assert row is not None
+    assert tuple(row) == ("reject", None, False)
 
 
 async def test_a_pool_survives_the_death_and_the_return_of_its_server(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from services.adapters.valkey import ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
 from services.core import fold
 from services.core import reserve as reserving
-from services.core.budgets import Budget, Charge, propose
+from services.core.budgets import Budget, Charge, Proposal, propose
 from services.core.hotstate import (
     CLOCK_MARGIN_MS,
     EXPIRY_PRODUCER,
@@ -58,7 +58,9 @@ amounts = st.one_of(
 )
 turns = st.sampled_from((1, 999, 1_000, 30_000, 59_999, 900_000, HOUR_MS, DAY_MS, 2 * DAY_MS, 40 * DAY_MS, -1_500))
 budgets = st.lists(st.sampled_from(BUDGETS), unique=True, max_size=4)
-kinds: st.SearchStrategy[Literal["settle", "expire", "restore"]] = st.sampled_from(("settle", "expire", "restore"))
+kinds: st.SearchStrategy[Literal["settle", "expire", "restore", "resize"]] = st.sampled_from(
+    ("settle", "expire", "restore", "resize")
+)
 
 T = TypeVar("T")
 
@@ -127,6 +129,19 @@ class TwinMachine(RuleBasedStateMachine):
     @rule(data=st.data(), chosen=budgets, amount=amounts)
     def admit_again(self, data: st.DataObject, chosen: list[Budget], amount: int) -> None:
         self.reserve(data.draw(st.sampled_from(self.recent())), chosen, 1_000, amount, 60_000, self.now_ms)
+
+    @precondition(lambda self: self.names)
+    @rule(data=st.data(), limit=limits, amount=amounts, hold_ms=st.sampled_from((1, 60_000, 900_000)))
+    def resize(self, data: st.DataObject, limit: int, amount: int, hold_ms: int) -> None:
+        name = data.draw(st.sampled_from(self.recent()))
+        proposals = tuple(
+            Proposal(charge.budget_id, charge.scope, parse_span(charge.window), limit)
+            for charge in self.charges_of(name, data)
+        )
+        request = HoldRequest(ORG, name, amount, proposals, hold_ms, f'{{"now":"{amount}"}}')
+        expected = reserving.resize(self.state, request, self.now_ms)
+        found = self.run(self.valkey.resize(request))
+        assert found == expected, (found, expected)
 
     @precondition(lambda self: self.names)
     @rule(data=st.data())

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +12,7 @@ from services.adapters.clickhouse import ClickHouse
 from services.adapters.ledger_http import _image
 from services.core.budgets import Charge
 from services.core.codec import decode, encode_facts, to_message
-from services.core.events import CallFacts, Denial, Expiry, Reservation, Settlement, Stamped
+from services.core.events import CallFacts, Denial, Expiry, HoldResized, Reservation, Settlement, Stamped
 from services.core.fold import apply, load, step_of
 from services.core.hotstate import EXPIRY_PRODUCER, OrgState
 from services.core.identity import Identity
@@ -48,7 +48,7 @@ class Step:
 
 steps = st.builds(
     Step,
-    kind=st.sampled_from(("reserve", "reserve", "settle", "settle", "expire", "deny", "again")),
+    kind=st.sampled_from(("reserve", "reserve", "resize", "resize", "settle", "settle", "expire", "deny", "again")),
     call=st.integers(0, 7),
     amount_nano=st.integers(0, 10_000),
     producer=st.integers(1, 2),
@@ -67,13 +67,17 @@ def charges_of(call: int, now: int) -> tuple[Charge, ...]:
 
 def messages_of(org: str, history: Sequence[Step], now: int) -> list[Outgoing]:
     facts = CallFacts(Identity(org, "key_1", team="t"), "sandbox", "/v1/x", "m", "m", "exact", "c", 1)
+    resized_facts = replace(facts, vendor="other", model_priced="o")
     sequences: dict[str, int] = {}
     messages: list[Outgoing] = []
+    reserved: set[int] = set()
     for step in history:
         name = f"txn_{org}_{step.call}"
         # All on one day, however old the call: an insert a topic is enough.
         head: tuple[str, int, CallFacts] = (name, now - now % (24 * HOUR_MS), facts)
         charges = charges_of(step.call, now)
+        if step.kind == "resize" and step.call not in reserved:
+            continue  # whoever changes a hold has published its reservation, in the same partition
         if step.kind == "again":
             messages.extend(messages[step.call : step.call + 1])
             continue
@@ -81,8 +85,15 @@ def messages_of(org: str, history: Sequence[Step], now: int) -> list[Outgoing]:
             expiry = Expiry(*head, held_nano=step.amount_nano, booked_nano=step.amount_nano, charges=charges)
             messages.append(to_message(Stamped(expiry, EXPIRY_PRODUCER + name, 1)))
             continue
-        event: Reservation | Settlement | Denial
-        if step.kind == "reserve":
+        event: Reservation | HoldResized | Settlement | Denial
+        if step.kind == "resize":
+            # Now and then one is told of after a later one.
+            time_ms = head[1] + step.amount_nano % 3
+            event = HoldResized(
+                name, time_ms, resized_facts, step.amount_nano, charges, now + 90_000 + step.amount_nano
+            )
+        elif step.kind == "reserve":
+            reserved.add(step.call)
             event = Reservation(*head, "strict", 1, 1, step.amount_nano, charges, now + 60_000)
         elif step.kind == "settle":
             event = Settlement(
@@ -119,7 +130,10 @@ def figures(state: OrgState) -> dict[Any, tuple[int, int, dict[int, int]]]:
 
 def open_holds(state: OrgState) -> dict[str, Any]:
     return {
-        name: (hold.amount_nano, hold.charges, hold.context, hold.expires_at_ms, hold.admitted_at_ms)
+        name: (
+            *(hold.amount_nano, hold.charges, hold.context, hold.expires_at_ms),
+            *(hold.admitted_at_ms, hold.resized_at_ms),
+        )
         for name, hold in state.holds.items()
         if hold.phase == "held"
     }

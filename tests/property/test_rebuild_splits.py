@@ -20,7 +20,7 @@ EMPTY = OrgImage({}, {}, {}, {})
 
 # A deed: what happens, to which call, at what amount, at which gateway; and whether its message is published twice.
 DEEDS = st.tuples(
-    st.sampled_from(["reserve", "settle", "expire"]),
+    st.sampled_from(["reserve", "resize", "settle", "expire"]),
     st.integers(0, 5),
     st.integers(0, 3),
     st.sampled_from(["gw_1", "gw_2"]),
@@ -32,10 +32,16 @@ def history(deeds: list[tuple[str, int, int, str, bool]]) -> list[Incoming]:
     """The deeds as a log has them."""
     messages: list[Outgoing] = []
     callers = {producer: Caller(NOW_MS, producer=producer) for producer in ("gw_1", "gw_2")}
+    reserved: set[str] = set()
     for kind, number, amount, producer, is_repeated in deeds:
         caller, name = callers[producer], f"txn_{number}"
+        if kind == "resize" and name not in reserved:
+            continue  # whoever changes a hold has published its reservation, in the same partition
         if kind == "reserve":
+            reserved.add(name)
             message = caller.reservation(name, 1000)
+        elif kind == "resize":
+            message = caller.resize(name, 700 * amount, later_ms=amount % 3)
         elif kind == "settle":
             message = caller.settlement(name, 100 * amount)
         else:

@@ -36,6 +36,7 @@ class Transaction:
     """Everything the log says of one call."""
 
     reservation: dict[str, Any] | None = None
+    resized: list[dict[str, Any]] = field(default_factory=list)
     settlement: dict[str, Any] | None = None
     expiry: dict[str, Any] | None = None
     denial: dict[str, Any] | None = None
@@ -46,6 +47,13 @@ class Transaction:
         if self.settlement is not None:
             return nano(self.settlement["cost_usd"])
         return nano(self.expiry["booked_usd"]) if self.expiry is not None else 0
+
+    @property
+    def held_nano(self) -> int:
+        """What it holds: by its reservation, or as changed last."""
+        assert self.reservation is not None
+        latest = max(self.resized, key=lambda each: each["time"], default=self.reservation)
+        return nano(latest["held_usd"])
 
     @property
     def is_open(self) -> bool:
@@ -78,7 +86,7 @@ class Verdict:
             if each.is_open:
                 assert each.reservation is not None
                 for charge in each.reservation["charges"]:
-                    totals[charge["budget_id"], charge["window"]] += nano(each.reservation["held_usd"])
+                    totals[charge["budget_id"], charge["window"]] += each.held_nano
         return dict(totals)
 
     def spent_of_budget(self, budget_id: str) -> int:
@@ -128,12 +136,16 @@ def judge(messages: Iterable[Message]) -> Verdict:
         seen[producer] = event["sequence"]
         verdict.events += 1
         transaction = verdict.transactions.setdefault(event["transaction_id"], Transaction())
+        if event["type"] == "spend.hold.resized.v1":
+            transaction.resized.append(event)
+            continue
         kind = _KINDS[event["type"]]
         assert getattr(transaction, kind) is None, f"{event['transaction_id']} has two {kind} events"
         setattr(transaction, kind, event)
     for name, each in verdict.transactions.items():
         if each.settlement is not None and each.reservation is not None:
-            cost, held = nano(each.settlement["cost_usd"]), nano(each.reservation["held_usd"])
-            assert cost <= held, f"{name} cost more than it held"
+            # Only a hold that was sized by what such calls usually cost may turn out too small.
+            if each.settlement.get("estimate_mode", "strict") == "strict":
+                assert nano(each.settlement["cost_usd"]) <= each.held_nano, f"{name} cost more than it held"
             assert each.settlement["charges"] == each.reservation["charges"], f"{name} was charged elsewhere than held"
     return verdict

@@ -16,7 +16,7 @@ from services.adapters.secrets import Secrets
 from services.control.api import build_api
 from services.control.boot import BootSettings, boot
 from services.control.context import Context
-from services.control.prices.book import SHIPPED_CATALOG, PriceBook
+from services.control.prices.book import SHIPPED_CATALOG, Catalogs
 from services.control.publish import Publisher
 from services.core.ports import Directory, HotState, UnavailableError
 
@@ -75,14 +75,21 @@ class Control:
 
 @contextlib.asynccontextmanager
 async def running_control(
-    dsn: str, state_dir: Path, hot: HotState, directory: Directory, *, master_key: bytes = MASTER_KEY
+    dsn: str,
+    state_dir: Path,
+    hot: HotState,
+    directory: Directory,
+    *,
+    master_key: bytes = MASTER_KEY,
+    shipped: bytes | None = None,
 ) -> AsyncIterator[Control]:
-    """A migrated, booted control; its publisher's loop is not running."""
+    """A migrated, booted control; its publisher's loop is not running. `shipped` stands in for the shipped catalog."""
     await migrate(dsn, read_migrations(schemas_folder("postgres")))
     postgres = Postgres(dsn)
     secrets = Secrets(master_key)
-    publisher = Publisher(postgres, directory)
-    context = Context(postgres, hot, secrets, PriceBook(SHIPPED_CATALOG.read_bytes()), publisher)
+    catalogs = Catalogs(SHIPPED_CATALOG.read_bytes() if shipped is None else shipped)
+    publisher = Publisher(postgres, catalogs, directory)
+    context = Context(postgres, hot, secrets, catalogs, publisher)
     api = _api()
     api.state.context = context
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)

@@ -10,7 +10,17 @@ from typing import Final
 
 from services.core.budgets import Charge
 from services.core.codec import encode
-from services.core.events import CallFacts, ComponentCost, Denial, Expiry, Reservation, Settlement, Stamped
+from services.core.events import (
+    Attempt,
+    CallFacts,
+    ComponentCost,
+    Denial,
+    Expiry,
+    HoldResized,
+    Reservation,
+    Settlement,
+    Stamped,
+)
 from services.core.identity import Identity
 
 FOLDER: Final = Path(__file__).parents[2] / "schemas" / "examples"
@@ -66,6 +76,31 @@ SETTLEMENT: Final = Settlement(
     http_status=200,
     retry_count=0,
     latency_us={"auth": 41, "reserve": 480, "vendor": 1_250_000, "total": 1_251_333},
+    attempts=(Attempt("sandbox", "sandbox-small", "answered", 200, 1_250_000),),
+)
+RESIZED: Final = HoldResized(
+    transaction_id=RESERVATION.transaction_id,
+    time_ms=1_764_679_260_789,
+    facts=replace(FACTS, vendor="openai", model_priced="gpt-4o-mini", catalog_version="5f1d7a84db00d2fc+03c7b6a1"),
+    held_nano=1_875_000,
+    charges=CHARGES,
+    expires_at_ms=1_764_680_160_789,
+)
+AUDIO: Final = replace(
+    SETTLEMENT,
+    transaction_id="txn_01JD3VAT4W6X7Y8Z9A0B1C2D3E",
+    facts=replace(FACTS, vendor="groq", model_requested="whisper-large-v3", model_priced="whisper-large-v3"),
+    usage_source="counted",
+    usage={"audio_ms": 61_000, "web_searches": 1},
+    components=(ComponentCost("audio_duration", 61_000, 111_000_000, 1_880_833, 3_600_000),),
+    cost_nano=1_880_833,
+    estimate_mode="calibrated",
+    price_context={"service_tier": "flex"},
+    unpriced=("web_searches",),
+    attempts=(
+        Attempt("openai", "whisper-1", "failed", 503, 88_000),
+        Attempt("groq", "whisper-large-v3", "answered", 200, 910_000),
+    ),
 )
 EXPIRY: Final = Expiry(
     transaction_id="txn_01JD3V4M8P0Q1R2S3T4V5W6X7Y",
@@ -141,8 +176,10 @@ UNKNOWN_MODEL: Final = replace(
 # By file, below `FOLDER`: <topic>/<version>/<what it shows>.json.
 EXAMPLES: Final[Mapping[str, Stamped]] = {
     "spend.reservations.v1/1/three-budgets.json": Stamped(RESERVATION, PRODUCER, 1),
+    "spend.reservations.v1/1/resized.json": Stamped(RESIZED, PRODUCER, 7),
     "spend.reservations.v1/1/no-budget.json": Stamped(UNBUDGETED, PRODUCER, 6),
     "spend.settlements.v1/1/completed.json": Stamped(SETTLEMENT, PRODUCER, 2),
+    "spend.settlements.v1/1/counted-audio.json": Stamped(AUDIO, PRODUCER, 8),
     "spend.settlements.v1/1/partial.json": Stamped(PARTIAL, PRODUCER, 4),
     "spend.settlements.v1/1/vendor-error.json": Stamped(VENDOR_ERROR, PRODUCER, 5),
     "spend.settlements.v1/1/hold-expired.json": Stamped(EXPIRY, f"expiry:{EXPIRY.transaction_id}", 1),

@@ -18,18 +18,20 @@ import httpx
 from ulid import ULID
 
 from services.adapters.memory import MemoryDirectory, MemoryHotState
+from services.adapters.memory_jobs import MemoryJobs
 from services.adapters.outbox import SqliteOutbox
 from services.core.budgets import Budget, ScopeKind
+from services.core.catalog import catalog_version
 from services.core.codec import decode
 from services.core.events import Event, Settlement
 from services.core.hotstate import OrgImage
 from services.core.identity import KEY_PREFIX, KeyRecord, hash_key
 from services.core.money import parse_usd
 from services.core.ports import Directory, HotState, OutboxEvent, UnavailableError, VendorRequest
-from services.core.pricing import catalog_version
 from services.core.snapshot import Connection, Snapshot, encode_snapshot
 from services.core.windows import CalendarWindow, Window
 from services.gateway.assemble import Assembly, Options, Ports, assemble
+from services.gateway.routes import Gateway
 from services.gateway.server import make_server
 from tests.support import openai_answers
 from tests.support.asgi import Client, request, scope_of
@@ -37,7 +39,7 @@ from tests.support.asgi import Client, request, scope_of
 PEPPER = b"a pepper for tests only, 32 bytes"
 MODELS = ("gpt-4o-mini", "sandbox-small", "sandbox-large")
 CHAT_PATH = "/v1/chat/completions"
-PORT_NAMES = {"recorder", "vendors", "relay_transport", "observer", "tracing"}
+PORT_NAMES = {"recorder", "vendors", "relay_transport", "observer", "tracing", "jobs"}
 DAY = CalendarWindow("day", "UTC")
 NOWHERE = "http://127.0.0.1:9"
 
@@ -46,13 +48,18 @@ class PublishedOrg:
     """An org as control publishes it; every change is a new version, published at once."""
 
     def __init__(
-        self, directory: Directory, hot_state: HotState, name: str = "default", pepper: bytes = PEPPER
+        self,
+        directory: Directory,
+        hot_state: HotState,
+        name: str = "default",
+        pepper: bytes = PEPPER,
+        models: tuple[str, ...] = MODELS,
     ) -> None:
         self.name = name
         self._pepper = pepper
         self._directory = directory
         self._hot_state = hot_state
-        version, self._catalog = small_catalog()
+        version, self._catalog = small_catalog(models)
         self._snapshot = Snapshot(name, 0, version, 900_000, True, (), {})
         self._keys: dict[str, KeyRecord] = {}
 
@@ -94,9 +101,19 @@ class PublishedOrg:
         await self.publish(budgets=(*self._snapshot.budgets, budget))
         return budget.budget_id
 
-    async def connect(self, vendor: str, base_url: str, sealed_key: str | None = "sealed:sk-vendor") -> None:
-        """Sets a vendor connection of OpenAI's dialect and prices; `sealed_key` as `open_sealed` takes it."""
-        connection = Connection(vendor, "openai", base_url, sealed_key, "openai")
+    async def connect(
+        self,
+        vendor: str,
+        base_url: str,
+        sealed_key: str | None = "sealed:sk-vendor",
+        dialect: str = "openai",
+        prices_as: str = "openai",
+    ) -> None:
+        """Sets a vendor connection, of OpenAI's dialect and prices if none are named.
+
+        `sealed_key` is as `open_sealed` takes it.
+        """
+        connection = Connection(vendor, dialect, base_url, sealed_key, prices_as)
         await self.publish(connections={**self._snapshot.connections, vendor: connection})
 
     async def disconnect(self, vendor: str) -> None:
@@ -106,11 +123,11 @@ class PublishedOrg:
 
 
 @cache
-def small_catalog() -> tuple[str, bytes]:
-    """The shipped prices of `MODELS` as a catalog of their own, which is quick to decode: its version and its bytes."""
+def small_catalog(models: tuple[str, ...] = MODELS) -> tuple[str, bytes]:
+    """The shipped prices of `models` as a catalog of their own, which is quick to decode: its version and its bytes."""
     shipped = Path(__file__).resolve().parents[2] / "services" / "control" / "prices" / "catalog.json"
     document = json.loads(shipped.read_bytes())
-    document["models"] = [each for each in document["models"] if each["model"] in MODELS]
+    document["models"] = [each for each in document["models"] if each["model"] in models]
     document["version"] = catalog_version(document)
     return document["version"], json.dumps(document).encode()
 
@@ -214,10 +231,13 @@ class Serving:
 
 
 @contextlib.asynccontextmanager
-async def serving(ports: Ports, options: Options) -> AsyncIterator[Serving]:
-    """A gateway on a free port of loopback, for as long as the block lasts."""
+async def serving(
+    ports: Ports, options: Options, around: Callable[[Gateway], Any] | None = None
+) -> AsyncIterator[Serving]:
+    """A gateway on a free port of loopback, for as long as the block lasts; `around` it, what the server calls."""
     assembly = assemble(ports, options)
-    server = make_server(assembly.app, "127.0.0.1", 0, finish_s=2)
+    app = assembly.app if around is None else around(assembly.app)
+    server = make_server(app, "127.0.0.1", 0, finish_s=2)
     poller = asyncio.create_task(assembly.snapshots.run())
     running = asyncio.create_task(server.serve())
     try:
@@ -325,6 +345,7 @@ async def world(
     ports = Ports(
         directory=directory,
         hot_state=hot_state,
+        jobs=own.get("jobs") or MemoryJobs(clock),
         outbox=own.get("recorder", outbox),
         vendors=own.get("vendors", vendor),
         relay_transport=own.get("relay_transport", Dead()),

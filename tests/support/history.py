@@ -4,11 +4,12 @@
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.core.budgets import Charge
-from services.core.codec import UnreadableEventError, decode, encode_facts, to_message
-from services.core.events import CallFacts, Expiry, Reservation, Settlement, Stamped
+from services.core.codec import decode, encode_facts, to_message
+from services.core.codec_fields import UnreadableEventError
+from services.core.events import CallFacts, Expiry, HoldResized, Reservation, Settlement, Stamped
 from services.core.hotstate import EXPIRY_PRODUCER, Hold, OrgImage
 from services.core.identity import Identity
 from services.core.ports import Incoming, LedgerImage, Outgoing, TopicPartition
@@ -49,6 +50,14 @@ class Caller:
             Reservation(transaction, now_ms, self.facts, "strict", 10, 10, held_nano, charges, now_ms + hold_ms)
         )
 
+    def resize(self, transaction: str, held_nano: int, later_ms: int = 0) -> Outgoing:
+        """The call's hold was changed, so many milliseconds later."""
+        time_ms = self.now_ms + later_ms
+        facts = replace(self.facts, vendor="other")
+        return self._message(
+            HoldResized(transaction, time_ms, facts, held_nano, charges_at(self.now_ms), time_ms + 900_000)
+        )
+
     def settlement(self, transaction: str, cost_nano: int = 400, held_nano: int = 1000) -> Outgoing:
         """The call has cost this."""
         event = Settlement(
@@ -72,7 +81,7 @@ class Caller:
         event = Expiry(transaction, self.now_ms, self.facts, booked_nano, booked_nano, charges_at(self.now_ms))
         return to_message(Stamped(event, f"{EXPIRY_PRODUCER}{transaction}", 1))
 
-    def _message(self, event: Reservation | Settlement) -> Outgoing:
+    def _message(self, event: Reservation | HoldResized | Settlement) -> Outgoing:
         sequence = self.sequences.get(self.producer, 0) + 1
         self.sequences[self.producer] = sequence
         return to_message(Stamped(event, self.producer, sequence))
@@ -81,6 +90,7 @@ class Caller:
 @dataclass
 class _Call:
     reservation: Reservation | None = None
+    resized: HoldResized | None = None
     settlement: Settlement | None = None
     expiry: Expiry | None = None
 
@@ -102,6 +112,9 @@ def ledger_image(org: str, messages: Iterable[Incoming], taken: Mapping[TopicPar
         call = calls.setdefault(event.transaction_id, _Call())
         if isinstance(event, Reservation):
             call.reservation = call.reservation or event
+        elif isinstance(event, HoldResized):
+            if call.resized is None or call.resized.time_ms <= event.time_ms:
+                call.resized = event
         elif isinstance(event, Settlement):
             call.settlement = call.settlement or event
         elif isinstance(event, Expiry):
@@ -133,16 +146,18 @@ def _holds(calls: Mapping[str, _Call]) -> dict[str, Hold]:
     holds = {}
     for name, call in calls.items():
         first = call.reservation
+        sized = call.resized or first
         ending = call.settlement or call.expiry
-        known = first or ending
+        known = sized or ending
         assert known is not None
         holds[name] = Hold(
-            amount_nano=first.held_nano if first else 0,
+            amount_nano=sized.held_nano if sized else 0,
             charges=known.charges,
             context=encode_facts(known.facts),
-            expires_at_ms=first.expires_at_ms if first else 0,
+            expires_at_ms=sized.expires_at_ms if sized else 0,
             phase="held" if ending is None else "settled" if call.settlement else "expired",
             booked_nano=call.settlement.cost_nano if call.settlement else call.expiry.booked_nano if call.expiry else 0,
             admitted_at_ms=first.time_ms if first else 0,
+            resized_at_ms=call.resized.time_ms if call.resized else 0,
         )
     return holds

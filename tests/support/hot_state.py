@@ -98,4 +98,5 @@ def _hold(fields: dict[str, str], forget_at_ms: int | None) -> Hold:
         booked_nano=int(fields.get("booked", "0")),
         admitted_at_ms=int(fields["admitted"]),
         forget_at_ms=forget_at_ms,
+        resized_at_ms=int(fields.get("resized", "0")),
     )

@@ -3,15 +3,19 @@
 from hypothesis import strategies as st
 
 from services.core.budgets import Charge
-from services.core.codec import MAX_INTEGER
+from services.core.codec_fields import MAX_INTEGER
 from services.core.events import (
+    ATTEMPT_OUTCOMES,
+    MATCHES,
     OUTCOMES,
     USAGE_SOURCES,
+    Attempt,
     CallFacts,
     ComponentCost,
     Denial,
     Event,
     Expiry,
+    HoldResized,
     Reservation,
     Settlement,
     Stamped,
@@ -63,20 +67,33 @@ facts = st.builds(
     route=texts,
     model_requested=texts,
     model_priced=texts,
-    match=st.sampled_from(("exact", "normalised", "none")),
+    match=st.sampled_from(MATCHES),
     catalog_version=texts,
     config_version=counts,
     auth_mode=names,
 )
 components = st.builds(
-    ComponentCost, component=names, quantity=counts, price_nano_per_million=amounts, cost_nano=amounts
+    ComponentCost,
+    component=names,
+    quantity=counts,
+    price_nano=amounts.map(lambda nano: nano // 1_000_000),
+    cost_nano=amounts,
+    per=st.sampled_from((1_000_000, 3_600_000, 1)),
+)
+attempts = st.builds(
+    Attempt,
+    vendor=names,
+    model=texts,
+    outcome=st.sampled_from(ATTEMPT_OUTCOMES),
+    http_status=st.integers(0, 599),
+    duration_us=counts,
 )
 reservations = st.builds(
     Reservation,
     transaction_id=transaction_ids,
     time_ms=instants,
     facts=facts,
-    estimate_mode=st.sampled_from(("strict",)),
+    estimate_mode=st.sampled_from(("strict", "calibrated")),
     input_tokens_bound=counts,
     output_tokens_bound=counts,
     held_nano=amounts,
@@ -98,6 +115,19 @@ settlements = st.builds(
     http_status=st.integers(0, 599),
     retry_count=st.integers(0, 2),
     latency_us=counters,
+    estimate_mode=st.sampled_from(("strict", "calibrated")),
+    price_context=st.dictionaries(names, texts, max_size=2),
+    unpriced=st.lists(names, max_size=2).map(tuple),
+    attempts=st.lists(attempts, max_size=3).map(tuple),
+)
+resizes = st.builds(
+    HoldResized,
+    transaction_id=transaction_ids,
+    time_ms=instants,
+    facts=facts,
+    held_nano=amounts,
+    charges=charge_lists,
+    expires_at_ms=instants,
 )
 expiries = st.builds(
     Expiry,
@@ -132,5 +162,5 @@ def denials(draw: st.DrawFn) -> Denial:
     )
 
 
-events: st.SearchStrategy[Event] = st.one_of(reservations, settlements, expiries, denials())
+events: st.SearchStrategy[Event] = st.one_of(reservations, resizes, settlements, expiries, denials())
 stamped_events = st.builds(Stamped, event=events, producer=producers, sequence=st.integers(1, MAX_INTEGER))

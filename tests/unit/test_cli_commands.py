@@ -34,6 +34,7 @@ BUDGET = {
     "limit_usd": "50.000000000",
     "window": "day",
     "zone": "Europe/Berlin",
+    "estimate": "calibrated",
     "standing": {
         "spent_usd": "1.250000001",
         "held_usd": "0.000000000",
@@ -55,8 +56,24 @@ SPEND = {
     "rows": [{"value": None, "cost_usd": "12.5", "settled": 1234, "expired": 0, "input_tokens": 5, "output_tokens": 6}],
     "total": {"cost_usd": "12.500000000", "denied": 7},
 }
+ESTIMATES = {
+    "rows": [
+        {
+            "vendor": "openai",
+            "model": "gpt-4o",
+            "route": "chat.completions",
+            "estimate_mode": "calibrated",
+            "settled": 1500,
+            "underestimated": 3,
+            "underestimated_ppm": 2000,
+            "held_usd": "2.500000000",
+            "cost_usd": "1.250000000",
+        }
+    ]
+}
 CONNECTION = {
     "vendor": "openai",
+    "dialect": "openai",
     "base_url": "https://api.example/v1",
     "key_hint": "wxyz",
     "prices_as": "openai",
@@ -68,7 +85,85 @@ STATUS = {
     "published_version": 3,
     "published": True,
     "hot_state": "warm",
+    "pending_catalogs": ["beef"],
     "alarms": {"fold_gap:spend.settlements.v1:0": "offset 7 is missing"},
+}
+PRICE = {
+    "vendor": "openai",
+    "model": "gpt-4o",
+    "aliases": ["gpt-4o-2024-08-06"],
+    "usd": {"input": "2.500000000", "output": "10.000000000", "cache_read": "1.250000000"},
+    "tiers": [{"above_input_tokens": 200_000, "usd": {"input": "5.000000000"}}],
+    "max_output_tokens": 16_384,
+    "context_window": 128_000,
+    "match": None,
+    "source": "catalog",
+    "catalog_version": "cafe",
+}
+DETAIL = {
+    **PRICE,
+    "requested": "gpt-4o-latest",
+    "match": "normalised",
+    "periods": [{"from": None, "daily": ["16:30:00", "00:30:00"], "usd": PRICE["usd"], "tiers": PRICE["tiers"]}],
+    "variants": [{"when": {"processing": "batch"}, "from": "2026-10-01", "usd": {"input": "1.250000000"}, "tiers": []}],
+    "prefixes": [],
+    "minimums": {},
+    "also_priced_by": ["azure"],
+}
+PROPOSAL = {
+    "proposal_id": 2,
+    "version": "beef",
+    "base_version": "cafe",
+    "state": "pending",
+    "proposed_by": "control",
+    "proposed_at": "2026-03-01T10:20:30.456Z",
+    "decided_by": None,
+    "decided_at": None,
+    "reason": None,
+    "in_use": False,
+}
+ENTRY = {"prices": [{"usd": {"input": "2.500000000"}}]}
+DIFF = {
+    "old_version": "cafe",
+    "new_version": "beef",
+    "added": 0,
+    "removed": 1,
+    "changed": 1,
+    "models": [
+        {"vendor": "openai", "model": "gone", "kind": "removed", "fields": [], "old": ENTRY, "new": None},
+        {
+            "vendor": "openai",
+            "model": "gpt-4o",
+            "kind": "changed",
+            "fields": ["prices"],
+            "old": ENTRY,
+            "new": {"prices": [{"usd": {"input": "3.000000000"}}]},
+        },
+    ],
+}
+OVERRIDE = {
+    "override_id": 1,
+    "vendor": "openai",
+    "model": "gpt-4o",
+    "from": "2027-01-01",
+    "period": {"usd": {"input": "2.000000000"}, "tiers": [], "variants": []},
+    "created_by": "key_1",
+    "created_at": "2026-03-01T10:20:30.456Z",
+}
+RULE = {
+    "vendor": "openai",
+    "route": "chat.completions",
+    "budget_status": 429,
+    "timeout_ms": 1500,
+    "fallbacks": [{"vendor": "groq", "model": "openai/gpt-oss"}],
+}
+ORG = {
+    "name": "default",
+    "config_version": 3,
+    "catalog_version": "cafe",
+    "hold_ms": 900_000,
+    "unknown_models": {"policy": "fallback_price", "priced_as": {"vendor": "openai", "model": "gpt-4o"}},
+    "allow_unpriced_routes": True,
 }
 
 
@@ -89,7 +184,28 @@ class StandIn:
             ("PUT", "/api/v1/connections/openai"): (200, CONNECTION),
             ("DELETE", "/api/v1/connections/openai"): (204, None),
             ("GET", "/api/v1/status"): (200, STATUS),
+            ("GET", "/api/v1/prices?vendor=openai&limit=1000"): (
+                200,
+                {"catalog_version": "cafe", "prices": [PRICE], "next": None},
+            ),
+            ("GET", "/api/v1/prices/models/gpt-4o-latest?vendor=openai"): (200, DETAIL),
+            ("GET", "/api/v1/catalogs"): (200, {"in_use": "cafe", "shipped": "beef", "proposals": [PROPOSAL]}),
+            ("GET", "/api/v1/catalogs/diff"): (200, DIFF),
+            ("GET", "/api/v1/catalogs/diff?from=cafe&to=beef&vendor=openai"): (200, DIFF),
+            ("POST", "/api/v1/catalogs"): (201, PROPOSAL),
+            ("POST", "/api/v1/catalogs/proposals"): (201, PROPOSAL),
+            ("POST", "/api/v1/catalogs/beef/accept"): (200, PROPOSAL),
+            ("POST", "/api/v1/catalogs/beef/reject"): (200, PROPOSAL),
+            ("PUT", "/api/v1/price-overrides"): (200, OVERRIDE),
+            ("DELETE", "/api/v1/price-overrides?vendor=openai&model=gpt-4o"): (204, None),
+            ("GET", "/api/v1/price-overrides?history=true"): (200, {"overrides": [OVERRIDE]}),
+            ("GET", "/api/v1/routes"): (200, {"rules": [RULE]}),
+            ("PUT", "/api/v1/routes"): (200, RULE),
+            ("DELETE", "/api/v1/routes?vendor=openai&route=%2A"): (204, None),
+            ("GET", "/api/v1/org"): (200, ORG),
+            ("PATCH", "/api/v1/org"): (200, ORG),
             ("GET", "/v1/spend?by=agent&window=7d"): (200, SPEND),
+            ("GET", "/v1/estimates?window=7d&model=gpt-4o"): (200, ESTIMATES),
             ("GET", "/v1/transactions?limit=20&team=ml"): (200, {"transactions": [TRANSACTION], "next_cursor": "abc"}),
             ("GET", "/v1/transactions/txn_1"): (200, TRANSACTION),
         }
@@ -109,7 +225,7 @@ class StandIn:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+            do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
 
             def log_message(self, *_arguments: object) -> None:
                 pass
@@ -172,7 +288,16 @@ class Run:
         (
             ["budgets", "list"],
             ("GET", "/api/v1/budgets", None),
-            ["bud_1", "team ml", "day (Europe/Berlin)", "$50.00", "$1.250000001", "$0.00", "$48.749999999"],
+            [
+                "bud_1",
+                "team ml",
+                "day (Europe/Berlin)",
+                "calibrated",
+                "$50.00",
+                "$1.250000001",
+                "$0.00",
+                "$48.749999999",
+            ],
         ),
         (
             ["budgets", "set", "--team", "ml", "--limit", "50.00", "--window", "day", "--zone", "Europe/Berlin"],
@@ -192,15 +317,189 @@ class Run:
             (
                 "PUT",
                 "/api/v1/connections/openai",
-                {"api_key": None, "base_url": "https://api.example/v1", "prices_as": None},
+                {"api_key": None, "dialect": None, "base_url": "https://api.example/v1", "prices_as": None},
             ),
             ["Connected openai at https://api.example/v1"],
         ),
-        (["status"], ("GET", "/api/v1/status", None), ["warm", "version 3", "ALARM fold_gap", "offset 7 is missing"]),
+        (
+            ["connections", "set", "openai", "--no-key", "--dialect", "anthropic", "--prices-as", "anthropic"],
+            (
+                "PUT",
+                "/api/v1/connections/openai",
+                {"api_key": None, "dialect": "anthropic", "base_url": None, "prices_as": "anthropic"},
+            ),
+            ["Connected openai"],
+        ),
+        (
+            ["budgets", "set", "--org", "--limit", "9", "--window", "30d", "--estimate", "calibrated"],
+            ("PUT", "/api/v1/budgets", {"limit_usd": "9", "window": "30d", "estimate": "calibrated"}),
+            ["bud_1"],
+        ),
+        (
+            ["prices", "list", "--vendor", "openai"],
+            ("GET", "/api/v1/prices?vendor=openai&limit=1000", None),
+            ["gpt-4o", "$2.50", "$10.00", "cache read $1.25", "> 200,000", "catalog"],
+        ),
+        (
+            ["prices", "show", "models/gpt-4o-latest", "--vendor", "openai"],
+            ("GET", "/api/v1/prices/models/gpt-4o-latest?vendor=openai", None),
+            [
+                "openai gpt-4o (asked for: gpt-4o-latest, normalised)",
+                "the catalog in use (cafe)",
+                "ever, 16:30:00 to 00:30:00 UTC",
+                "above 200,000",
+                "processing batch",
+                "16,384 tokens",
+                "gpt-4o-2024-08-06",
+                "--vendor azure",
+            ],
+        ),
+        (["prices", "catalogs"], ("GET", "/api/v1/catalogs", None), ["beef", "pending", "control"]),
+        (
+            ["prices", "diff"],
+            ("GET", "/api/v1/catalogs/diff", None),
+            ["From cafe to beef: 0 added, 1 removed, 1 changed.", "gone", "input $2.50", "input $3.00"],
+        ),
+        (
+            ["prices", "diff", "cafe", "beef", "--vendor", "openai"],
+            ("GET", "/api/v1/catalogs/diff?from=cafe&to=beef&vendor=openai", None),
+            ["gpt-4o"],
+        ),
+        (
+            ["prices", "propose"],
+            ("POST", "/api/v1/catalogs/proposals", {"version": None}),
+            ["Catalog beef is proposed", "farthing prices accept beef"],
+        ),
+        (["prices", "propose", "cafe"], ("POST", "/api/v1/catalogs/proposals", {"version": "cafe"}), ["beef"]),
+        (["prices", "accept", "beef"], ("POST", "/api/v1/catalogs/beef/accept", {}), ["Catalog beef holds"]),
+        (
+            ["prices", "reject", "beef", "--reason", "not ours"],
+            ("POST", "/api/v1/catalogs/beef/reject", {"reason": "not ours"}),
+            ["Rejected catalog beef"],
+        ),
+        (
+            [
+                "prices",
+                "override",
+                "openai",
+                "gpt-4o",
+                "--usd",
+                "input=2",
+                "--usd",
+                "output=0",
+                "--from",
+                "2027-01-01",
+                "--tier",
+                "200000:input=4",
+                "--tier",
+                "9:input=3",
+                "--tier",
+                "9:output=1",
+                "--max-output-tokens",
+                "50",
+            ],
+            (
+                "PUT",
+                "/api/v1/price-overrides",
+                {
+                    "vendor": "openai",
+                    "model": "gpt-4o",
+                    "usd": {"input": "2", "output": "0"},
+                    "tiers": [
+                        {"above_input_tokens": 9, "usd": {"input": "3", "output": "1"}},
+                        {"above_input_tokens": 200_000, "usd": {"input": "4"}},
+                    ],
+                    "from": "2027-01-01",
+                    "max_output_tokens": 50,
+                    "context_window": None,
+                },
+            ),
+            ["openai gpt-4o costs input $2.00 from 2027-01-01 on."],
+        ),
+        (
+            ["prices", "override", "openai", "gpt-4o", "--withdraw"],
+            ("DELETE", "/api/v1/price-overrides?vendor=openai&model=gpt-4o", None),
+            ["Withdrew the own price of openai gpt-4o"],
+        ),
+        (
+            ["prices", "overrides", "--history"],
+            ("GET", "/api/v1/price-overrides?history=true", None),
+            ["2027-01-01", "input $2.00", "key_1"],
+        ),
+        (
+            ["routes", "list"],
+            ("GET", "/api/v1/routes", None),
+            ["chat.completions", "429", "1.5 s", "groq/openai/gpt-oss"],
+        ),
+        (
+            [
+                "routes",
+                "set",
+                "--vendor",
+                "openai",
+                "--route",
+                "chat.completions",
+                "--budget-status",
+                "429",
+                "--timeout",
+                "1.5",
+                "--fallback",
+                "groq/openai/gpt-oss",
+            ],
+            ("PUT", "/api/v1/routes", RULE),
+            ["vendor openai, route chat.completions is set"],
+        ),
+        (
+            ["routes", "set", "--no-fallback"],
+            (
+                "PUT",
+                "/api/v1/routes",
+                {"vendor": "*", "route": "*", "budget_status": None, "timeout_ms": None, "fallbacks": []},
+            ),
+            ["is set"],
+        ),
+        (
+            ["routes", "rm", "--vendor", "openai"],
+            ("DELETE", "/api/v1/routes?vendor=openai&route=%2A", None),
+            ["Removed the rule of vendor openai, route *"],
+        ),
+        (
+            ["org", "show"],
+            ("GET", "/api/v1/org", None),
+            ["default", "cafe", "fallback_price of openai/gpt-4o", "900 s"],
+        ),
+        (
+            ["org", "set", "--unknown-models", "fallback_price", "--priced-as", "openai/gpt-4o"],
+            (
+                "PATCH",
+                "/api/v1/org",
+                {"unknown_models": {"policy": "fallback_price", "priced_as": {"vendor": "openai", "model": "gpt-4o"}}},
+            ),
+            ["Models without a price: fallback_price"],
+        ),
+        (
+            ["org", "set", "--unknown-models", "reject", "--allow-unpriced-routes"],
+            (
+                "PATCH",
+                "/api/v1/org",
+                {"unknown_models": {"policy": "reject", "priced_as": None}, "allow_unpriced_routes": True},
+            ),
+            ["Routes without a price: let through"],
+        ),
+        (
+            ["status"],
+            ("GET", "/api/v1/status", None),
+            ["warm", "version 3", "catalog beef is proposed", "ALARM fold_gap", "offset 7 is missing"],
+        ),
         (
             ["spend", "--by", "agent", "--window", "7d"],
             ("GET", "/v1/spend?by=agent&window=7d", None),
             ["1,234", "$12.50", "7 calls were refused"],
+        ),
+        (
+            ["estimates", "--window", "7d", "--model", "gpt-4o"],
+            ("GET", "/v1/estimates?window=7d&model=gpt-4o", None),
+            ["chat.completions", "calibrated", "1,500", "2,000", "$2.50", "$1.25"],
         ),
         (
             ["transactions", "--team", "ml"],
@@ -221,6 +520,48 @@ def test_asks_the_api_and_shows_its_answer(
     assert isinstance(answer, dict)
     assert api.asked == [asked, asked]
     assert set(api.keys) == {"Bearer fk_live_admin"}
+
+
+def test_a_catalog_is_imported_from_a_file(api: StandIn, run: Run, tmp_path: Path) -> None:
+    document = {"format": 2, "models": []}
+    (tmp_path / "catalog.json").write_text(json.dumps(document))
+    assert "Catalog beef is proposed" in run("prices", "import", "catalog.json")[1]
+    assert api.asked == [("POST", "/api/v1/catalogs", document)]
+    for content, message in (("{", "is not JSON"), ("[]", "holds no JSON object")):
+        (tmp_path / "catalog.json").write_text(content)
+        code, _, err = run("prices", "import", "catalog.json")
+        assert (code, message in err) == (1, True)
+
+
+def test_prices_are_listed_over_all_pages(api: StandIn, run: Run) -> None:
+    pages = {"": ("a", "x"), "&cursor=a": ("b", "y"), "&cursor=b": ("c", None)}
+    for size in (1000, 2, 1):
+        for query, (model, following) in pages.items():
+            answer = {"catalog_version": "cafe", "prices": [PRICE | {"model": model}], "next": following and model}
+            api.answers["GET", f"/api/v1/prices?limit={size}{query}"] = (200, answer)
+    assert [each["model"] for each in run.json("prices", "list")["prices"]] == ["a", "b", "c"]
+    assert [each["model"] for each in run.json("prices", "list", "--limit", "2")["prices"]] == ["a", "b"]
+
+
+def test_a_price_is_shown_where_no_farthing_runs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FARTHING_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    answer = run.json("prices", "show", "gpt-4o")
+    assert (answer["prices_of"], answer["vendor"], answer["match"]) == ("shipped", "openai", "exact")
+    assert answer["usd"]["input"] == "2.500000000"
+    code, out, _ = run("prices", "show", "gpt-4o-mini")
+    assert (code, "catalog that this command ships" in out) == (0, True)
+    code, _, err = run("prices", "show", "gpt-unheard-of", "--vendor", "openai")
+    assert (code, err) == (
+        1,
+        "farthing: there is no price of model 'gpt-unheard-of' of vendor 'openai' in the catalog of this release\n",
+    )
+
+
+def test_a_server_of_ones_own_needs_no_key(api: StandIn, run: Run) -> None:
+    api.answers["PUT", "/api/v1/connections/vllm"] = (201, CONNECTION | {"vendor": "vllm"})
+    assert "Connected vllm" in run("connections", "set", "vllm", "--base-url", "http://gpu:8000/v1")[1]
+    assert api.asked[0][2]["api_key"] is None
 
 
 def test_json_is_the_answer_as_it_came(api: StandIn, run: Run) -> None:
@@ -249,6 +590,15 @@ def test_a_vendor_key_comes_from_standard_input(api: StandIn, run: Run, monkeypa
         (["connections", "set", "openai"], "no key on standard input"),
         (["budgets", "set", "--limit", "1", "--window", "day"], "say what to cap"),
         (["budgets", "set", "--org", "--team", "ml", "--limit", "1", "--window", "day"], "say what to cap"),
+        (["prices", "override", "openai", "gpt-4o", "--usd", "2.50"], "must be COMPONENT=USD"),
+        (["prices", "override", "openai", "gpt-4o", "--usd", "input=1", "--usd", "input=2"], "each component once"),
+        (["prices", "override", "openai", "gpt-4o", "--tier", "input=1"], "must be TOKENS:COMPONENT=USD"),
+        (["prices", "override", "openai", "gpt-4o", "--withdraw", "--usd", "input=1"], "leave the others out"),
+        (["prices", "import", "no-such-file.json"], "no-such-file.json can't be read"),
+        (["routes", "set", "--fallback", "gpt-4o"], "must be VENDOR/MODEL"),
+        (["routes", "set", "--fallback", "a/b", "--no-fallback"], "exclude each other"),
+        (["org", "set", "--priced-as", "openai/gpt-4o"], "goes with --unknown-models"),
+        (["org", "set", "--unknown-models", "fallback_price", "--priced-as", "gpt-4o"], "must be VENDOR/MODEL"),
         (["service", "nothing"], "there is no service 'nothing'"),
     ],
 )
@@ -345,4 +695,5 @@ def test_only_books_that_were_compared_are_said_to_agree(
     _, out, _ = run("doctor", "--json")
     found = {each["name"]: each["detail"] for each in json.loads(out)["checks"]}
     assert found["reconciliation"] == doctors
+    assert found["prices"].startswith("catalog beef is proposed")
     assert _told({"agree": agree, "reconciliation": verdict})[0] == demos

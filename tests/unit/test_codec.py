@@ -10,16 +10,14 @@ from hypothesis import strategies as st
 from services.core import codec
 from services.core.codec import (
     MAX_EVENT_BYTES,
-    UnreadableEventError,
     cloud_event_headers,
     decode,
     decode_facts,
     encode,
     encode_facts,
-    format_time,
-    parse_time,
     to_message,
 )
+from services.core.codec_fields import UnreadableEventError, format_time, parse_time
 from services.core.events import CallFacts, Denial, Expiry, Reservation, Settlement, Stamped
 from tests.support.examples import DENIAL, EXPIRY, FACTS, PRODUCER, RESERVATION, SETTLEMENT
 from tests.support.strategies import facts, instants, stamped_events
@@ -117,7 +115,12 @@ def at(fields: Any, path: tuple[str | int, ...]) -> Any:
     return fields
 
 
-@pytest.mark.parametrize(("kind", "path"), ALL_PATHS, ids=lambda each: str(each))
+# What a later release has added may be missing.
+ADDED = ("estimate_mode", "price_context", "unpriced", "attempts")
+FIRST_PATHS = [(kind, path) for kind, path in ALL_PATHS if len(path) > 1 or path[0] not in ADDED]
+
+
+@pytest.mark.parametrize(("kind", "path"), FIRST_PATHS, ids=lambda each: str(each))
 def test_every_missing_field_is_named(kind: type, path: tuple[str | int, ...]) -> None:
     fields = fields_of(kind)
     del at(fields, path[:-1])[path[-1]]

@@ -1,12 +1,21 @@
 """Compiling an org's rows: equal rows give equal bytes, and the bytes say what the rows say."""
 
 import json
+from dataclasses import replace
 from itertools import permutations
 
 from services.control.compile import HashedKey, OrgRecord, compile_keys, compile_snapshot
 from services.core.budgets import Budget
 from services.core.identity import KeyRecord
-from services.core.snapshot import Connection, decode_snapshot, encode_snapshot
+from services.core.snapshot import (
+    Connection,
+    Overrides,
+    RouteRule,
+    Target,
+    UnknownModels,
+    decode_snapshot,
+    encode_snapshot,
+)
 from services.core.windows import CalendarWindow, RollingWindow
 
 ORG = OrgRecord("acme", config_version=7, catalog_version="cafe", hold_ms=900_000, book_expired=True)
@@ -20,6 +29,14 @@ CONNECTIONS = [
     Connection("openai", "openai", "https://api.openai.com/v1", "v1.sealed", "openai"),
     Connection("local", "openai", "http://127.0.0.1:11434/v1", None, "openai"),
 ]
+OVERRIDES = Overrides(
+    "beef", ({"vendor": "vllm", "model": "llama", "prices": [{"from": None, "usd": {"input": "0"}}]},)
+)
+RULES = [
+    RouteRule("openai", "chat.completions", timeout_ms=5000, fallbacks=(Target("local", "llama"),)),
+    RouteRule(budget_status=429),
+    RouteRule("openai", fallbacks=()),
+]
 
 
 def test_the_snapshot_says_what_the_rows_say() -> None:
@@ -28,6 +45,21 @@ def test_the_snapshot_says_what_the_rows_say() -> None:
     assert (snapshot.hold_ms, snapshot.book_expired) == (900_000, True)
     assert set(snapshot.budgets) == set(BUDGETS)
     assert dict(snapshot.connections) == {each.vendor: each for each in CONNECTIONS}
+
+
+def test_the_snapshot_says_how_prices_and_routes_are_the_orgs_own() -> None:
+    org = replace(
+        ORG, unknown_models=UnknownModels("fallback_price", Target("openai", "gpt-4o")), allow_unpriced_routes=True
+    )
+    budgets = [replace(BUDGETS[0], estimate="calibrated")]
+    snapshot = decode_snapshot(encode_snapshot(compile_snapshot(org, budgets, [], OVERRIDES, RULES)))
+    assert (snapshot.unknown_models, snapshot.allow_unpriced_routes) == (org.unknown_models, True)
+    assert snapshot.overrides == OVERRIDES
+    assert set(snapshot.rules) == set(RULES)
+    assert snapshot.budgets[0].estimate == "calibrated"
+    plain = compile_snapshot(ORG, BUDGETS, CONNECTIONS)
+    assert (plain.unknown_models.policy, plain.allow_unpriced_routes) == ("reject", False)
+    assert (plain.overrides, plain.rules) == (None, ())
 
 
 def test_fields_that_a_newer_control_adds_are_passed_over() -> None:
@@ -40,9 +72,10 @@ def test_fields_that_a_newer_control_adds_are_passed_over() -> None:
 
 def test_the_order_of_rows_does_not_matter() -> None:
     compiled = {
-        encode_snapshot(compile_snapshot(ORG, budgets, connections))
+        encode_snapshot(compile_snapshot(ORG, budgets, connections, None, rules))
         for budgets in permutations(BUDGETS)
         for connections in permutations(CONNECTIONS)
+        for rules in permutations(RULES)
     }
     assert len(compiled) == 1
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.adapters.config import Settings
+from tools import dump_vendors
 from tools.dump_settings import TARGET, document
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -43,6 +44,10 @@ def test_a_decision_ends_with_what_enforces_it(decision: Path) -> None:
 def test_a_room_opens_with_a_short_readme(room: str) -> None:
     lines = (REPOSITORY / "services" / room / "README.md").read_text().splitlines()
     assert 5 <= len(lines) <= 40
+
+
+def test_the_page_of_vendors_is_what_the_dialects_say() -> None:
+    assert dump_vendors.TARGET.read_text() == dump_vendors.document()
 
 
 def test_the_page_of_settings_is_what_the_settings_say() -> None:

@@ -123,7 +123,7 @@ async def test_two_values_of_one_identity_header_are_refused(there: World) -> No
         (b"[1]", "invalid_request", None),
         ({"messages": []}, "invalid_request", "model"),
         (chat(max_tokens=-1), "invalid_request", "max_tokens"),
-        (chat(service_tier="flex"), "unpriced_feature", "service_tier"),
+        (chat(service_tier="turbo"), "unpriced_feature", "model"),
         (chat(model="gpt-nobody-priced"), "unknown_model", "model"),
         (chat(modalities=["text", "audio"], audio={"voice": "alloy"}), "unpriced_feature", "model"),
     ],

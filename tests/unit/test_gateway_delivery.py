@@ -80,7 +80,6 @@ async def test_what_identifies_the_caller_does_not_reach_the_vendor(there: World
         x_spend_anything="else",
         x_api_key="fk_other",
         api_key="azure",
-        x_vendor_key="sk-mine",
         cookie="session=1",
         forwarded="for=10.0.0.1",
         x_forwarded_for="10.0.0.1",

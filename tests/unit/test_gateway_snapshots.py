@@ -97,7 +97,7 @@ async def test_a_view_is_loaded_once_for_all_who_ask(
     views = await asyncio.gather(*asking[1:])
     assert {id(view) for view in views} == {id(await snapshots.view("default"))}
     assert (directory.snapshots_read, directory.catalogs_read) == (1, 1)
-    assert views[0].catalog.version == org.snapshot.catalog_version
+    assert views[0].snapshot.catalog_version == org.snapshot.catalog_version
 
 
 async def test_a_change_is_loaded_and_told_of(

@@ -10,7 +10,7 @@ import pytest
 
 from services.core.events import Denial
 from services.core.snapshot import Connection
-from services.gateway.vendors import RequestFacts
+from services.gateway.vendors import RequestFacts, RouteRequest
 from services.gateway.vendors.openai import OpenAIDialect
 from tests.support.gateway import ScriptedAnswer, World, assert_refused, chat, world
 
@@ -69,9 +69,9 @@ async def test_a_large_body_is_read_beside_the_event_loop(there: World, monkeypa
     readers = []
     read_request = OpenAIDialect.read_request
 
-    def reading(dialect: OpenAIDialect, route: str, body: bytes) -> RequestFacts:
+    def reading(dialect: OpenAIDialect, asked: RouteRequest) -> RequestFacts:
         readers.append(threading.current_thread())
-        return read_request(dialect, route, body)
+        return read_request(dialect, asked)
 
     monkeypatch.setattr(OpenAIDialect, "read_request", reading)
     there.answer(ScriptedAnswer([OK]), ScriptedAnswer([OK]))

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from services.core.codec import parse_time, to_message
+from services.core.codec import to_message
+from services.core.codec_fields import parse_time
 from services.core.dead_letters import dead_letter
 from services.core.events import Event, Settlement, Stamped
 from services.core.ports import Incoming

@@ -1,30 +1,23 @@
-"""OpenAI's dialect: what is read, what is refused, how a body is edited, how errors look."""
+"""OpenAI's dialect: how a chat completion is read, what is refused, how errors look, and which routes there are."""
 
-import contextlib
+import base64
 import json
-import time
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from services.gateway.vendors import Dialect, RequestFacts, RequestRefusedError
-from services.gateway.vendors.openai import (
-    MAX_FIELDS,
-    MAX_IMAGE_TOKENS,
-    MAX_MESSAGES,
-    MAX_PARTS,
-    MAX_TOOLS,
-    MAX_VALUES,
-    TEMPLATE_TOKENS,
-    OpenAIDialect,
-)
+from services.core.estimate import Demand
+from services.core.usage.reading import AnswerShape
+from services.gateway.vendors import Dialect, RequestFacts, RequestRefusedError, RouteRequest
+from services.gateway.vendors.fields import TEMPLATE_TOKENS
+from services.gateway.vendors.openai import OpenAIDialect
+from services.gateway.vendors.openai_content import MAX_IMAGE_TOKENS
+from services.gateway.vendors.openai_routes import CHAT
+from tests.support.audio import wave
 
 DIALECT: Dialect = OpenAIDialect()
 HELLO = [{"role": "user", "content": "Hello"}]
-USAGE_REQUEST = b'"stream_options":{"include_usage":true},'
 
 
 def body_of(**fields: Any) -> bytes:
@@ -32,7 +25,7 @@ def body_of(**fields: Any) -> bytes:
 
 
 def read(body: bytes) -> RequestFacts:
-    return DIALECT.read_request("chat.completions", body)
+    return DIALECT.read_request(RouteRequest(CHAT, body))
 
 
 def refusal(body: bytes) -> tuple[str, str | None]:
@@ -42,25 +35,21 @@ def refusal(body: bytes) -> tuple[str, str | None]:
     return caught.value.code, caught.value.param
 
 
-def parts(*content: Any, **message: Any) -> bytes:
-    return body_of(messages=[{"role": "user", "content": list(content), **message}])
+def parts(*content: Any, **fields: Any) -> bytes:
+    return body_of(messages=[{"role": "user", "content": list(content)}], **fields)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
 
 def test_a_plain_request() -> None:
-    body = body_of(max_tokens=100, temperature=0.5)
-    assert read(body) == RequestFacts(
-        model="gpt-4o",
-        stream=False,
-        input_tokens_bound=len(body) + TEMPLATE_TOKENS,
-        output_tokens_limit=100,
-        choices=1,
-        body=body,
-        hide_usage_chunk=False,
-        components=(),
-    )
+    body = body_of(max_tokens=100, temperature=0.5, service_tier="default")
+    facts = read(body)
+    assert facts.demand == Demand(input_tokens=len(body) + TEMPLATE_TOKENS, output_tokens_limit=100)
+    assert (facts.model, facts.stream, facts.body, facts.hide_usage_chunk) == ("gpt-4o", False, body, False)
+    assert (facts.counted, facts.context) == ({}, {})
+    shape: AnswerShape = facts.shape
+    assert shape.needed == ("input_tokens", "output_tokens")
 
 
 @pytest.mark.parametrize(
@@ -74,14 +63,20 @@ def test_a_plain_request() -> None:
         ({"max_tokens": 9, "max_completion_tokens": 7}, 9),
     ],
 )
-def test_the_larger_limit_bounds_the_output(fields: dict[str, Any], limit: int | None) -> None:
-    assert read(body_of(**fields)).output_tokens_limit == limit
+def test_max_completion_tokens_is_not_ignored_in_favour_of_max_tokens(
+    fields: dict[str, Any], limit: int | None
+) -> None:
+    assert read(body_of(**fields)).demand.output_tokens_limit == limit
 
 
-def test_choices_and_null_fields() -> None:
-    assert read(body_of(n=3)).choices == 3
+def test_n_above_one_is_not_bounded_as_one() -> None:
+    assert read(body_of(n=3)).demand.choices == 3
+    assert read(body_of(n=3, best_of=5)).demand.choices == 5
+
+
+def test_null_fields() -> None:
     facts = read(body_of(n=None, stream=None, stream_options=None, tools=None, service_tier=None, modalities=None))
-    assert (facts.choices, facts.stream, facts.hide_usage_chunk) == (1, False, False)
+    assert (facts.demand.choices, facts.stream, facts.hide_usage_chunk) == (1, False, False)
 
 
 def test_what_a_request_costs_nothing_extra_for_is_let_through() -> None:
@@ -89,24 +84,100 @@ def test_what_a_request_costs_nothing_extra_for_is_let_through() -> None:
     body = body_of(
         tools=[*tools, {"type": "custom", "custom": {"name": "c"}}], service_tier="auto", modalities=["text"],
         response_format={"type": "json_object"}, reasoning_effort="low", store=True, metadata={"model": "x"},
-        logit_bias={"7": 1}, seed=7, stop=["\n"], user="u", web_search_options=None,
+        logit_bias={"7": 1}, seed=7, stop=["\n"], user="u", web_search_options=None, prediction=None,
     )  # fmt: skip
     assert read(body).body is body
 
 
 def test_images_count_at_their_documented_maximum() -> None:
-    image = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png", "detail": "high"}}
-    body = parts({"type": "text", "text": "What are these?"}, image, image)
-    assert read(body).input_tokens_bound == len(body) + TEMPLATE_TOKENS + 2 * MAX_IMAGE_TOKENS
-    disguised = parts({"type": "text", "text": "x", "image_url": {"url": "https://example.com/cat.png"}})
-    assert read(disguised).input_tokens_bound == len(disguised) + TEMPLATE_TOKENS + MAX_IMAGE_TOKENS
+    url = "https://example.com/cat.png"
+    image = {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
+    body = parts({"type": "text", "text": "What are these?"}, image, image, model="gpt-6-sol")
+    assert read(body).demand.input_tokens == len(body) + TEMPLATE_TOKENS + 2 * MAX_IMAGE_TOKENS
+    disguised = parts({"type": "text", "text": "x", "image_url": {"url": url}}, model="gpt-4o-mini")
+    assert read(disguised).demand.input_tokens == len(disguised) + TEMPLATE_TOKENS + MAX_IMAGE_TOKENS
+    assert read(body).demand.parts == {"image_input", "image_cache_read"}
 
 
-def test_audio_asks_for_an_audio_price() -> None:
-    spoken = parts({"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}})
-    assert read(spoken).components == ("audio_input",)
-    assert read(body_of(modalities=["text", "audio"])).components == ("audio_output",)
-    assert read(body_of(audio={"voice": "alloy", "format": "wav"})).components == ("audio_output",)
+def test_images_of_models_with_a_published_maximum_count_at_that() -> None:
+    for model in ("gpt-4o-2024-08-06", "gpt-4.1-nano", "gpt-5-mini", "o3"):
+        body = parts({"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}, model=model)
+        assert read(body).demand.input_tokens == len(body) + TEMPLATE_TOKENS + 3_779
+
+
+def test_the_data_of_images_and_files_is_no_text() -> None:
+    data = "data:image/png;base64," + "A" * 10_000
+    body = parts({"type": "image_url", "image_url": {"url": data}})
+    assert read(body).demand.input_tokens == len(body) - len(data) + TEMPLATE_TOKENS + 3_779
+    body = parts({"type": "file", "file": {"file_data": data}})
+    assert read(body).demand.input_tokens == len(body) - len(data) + TEMPLATE_TOKENS
+
+
+def test_audio_asks_for_an_audio_price_and_counts_by_its_length() -> None:
+    data = base64.b64encode(wave(seconds=3)).decode()
+    body = parts({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}})
+    demand = read(body).demand
+    assert demand.parts == {"audio_input", "audio_cache_read"}
+    assert demand.required == {"audio_input"}
+    # Three seconds and one more, at 20 tokens a second.
+    assert demand.input_tokens == len(body) - len(data) + TEMPLATE_TOKENS + 80
+    assert read(body_of(modalities=["text", "audio"])).demand.required == {"audio_output"}
+    assert read(body_of(audio={"voice": "alloy", "format": "wav"})).demand.required == {"audio_output"}
+
+
+@pytest.mark.parametrize("audio", [None, {}, {"data": 7}, {"data": "no base64!"}, {"data": "\u00e9"}, "AAAA"])
+def test_audio_without_its_data_is_refused(audio: Any) -> None:
+    assert refusal(parts({"type": "input_audio", "input_audio": audio})) == ("invalid_request", "messages")
+
+
+def test_what_can_not_be_seen_may_fill_the_window() -> None:
+    file = parts({"type": "file", "file": {"file_id": "file-1"}})
+    assert read(file).demand.unseen == "messages"
+    disguised = parts({"type": "text", "text": "x", "file": {"file_id": "file-1"}})
+    assert read(disguised).demand.unseen == "messages"
+    earlier = read(body_of(messages=[{"role": "assistant", "audio": {"id": "audio_abc"}}])).demand
+    assert (earlier.unseen, earlier.required) == ("messages", {"audio_input"})
+
+
+def test_a_prediction_is_charged_beyond_the_output_limit() -> None:
+    prediction = {"type": "content", "content": "x" * 1_000}
+    limit = read(body_of(max_tokens=50, prediction=prediction)).demand.output_tokens_limit
+    assert limit == 50 + len(orjson.dumps(prediction))
+    assert refusal(body_of(prediction=prediction)) == ("unpriced_feature", "max_tokens")
+
+
+def test_a_search_is_charged_by_the_request() -> None:
+    for body in (body_of(web_search_options={}), body_of(model="gpt-4o-mini-search-preview-2025-03-11")):
+        facts = read(body)
+        assert (facts.counted, facts.demand.counts) == ({"web_searches": 1}, {"web_searches": 1})
+        assert facts.demand.unseen == "web_search_options"
+    included = read(body_of(model="sonar-pro", web_search_options={"search_context_size": "low"}))
+    assert (included.counted, included.demand.counts) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("tier", "contexts", "distinct"),
+    [
+        (None, ("", "priority", "scale"), {}),
+        ("auto", ("", "priority", "scale"), {}),
+        ("default", ("",), {}),
+        ("flex", ("", "flex"), {}),
+        ("priority", ("", "priority"), {"service_tier": "priority"}),
+        ("fast", ("", "priority"), {"service_tier": "priority"}),
+        ("ultrafast", ("", "ultrafast"), {"service_tier": "ultrafast"}),
+    ],
+)
+def test_every_tier_in_reach_is_bounded(tier: str | None, contexts: tuple[str, ...], distinct: dict[str, str]) -> None:
+    demand = read(body_of(service_tier=tier)).demand
+    assert tuple(each.get("service_tier", "") for each in demand.contexts) == contexts
+    assert demand.distinct == distinct
+
+
+def test_longer_lived_cache_writes_need_a_price() -> None:
+    part = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit", "ttl": "12h"}}
+    assert read(parts(part)).demand.required == {"cache_write_1h"}
+    assert read(body_of(prompt_cache_options={"ttl": "12h"})).demand.required == {"cache_write_1h"}
+    assert read(body_of(prompt_cache_options={"ttl": "30m"})).demand.required == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -156,6 +227,8 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
         ({"messages": ["hello"]}, "messages"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages"),
         ({"messages": [{"role": "user", "content": [7]}]}, "messages"),
+        ({"service_tier": []}, "service_tier"),
+        ({"best_of": 0}, "best_of"),
         ({"tools": {}}, "tools"),
         ({"tools": ["f"]}, "tools"),
         ({"modalities": "audio"}, "modalities"),
@@ -171,14 +244,12 @@ def test_a_malformed_field_is_named(fields: dict[str, Any], param: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"web_search_options": {}}, "web_search_options"),
-        ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ({"search_parameters": {"mode": "auto"}}, "search_parameters"),
+        ({"data_sources": [{"type": "azure_search"}]}, "data_sources"),
+        ({"model": "gpt-4o:online"}, "model"),
+        ({"model": "sonar-deep-research"}, "model"),
         ({"models": ["gpt-4"]}, "models"),
         ({"plugins": [{"id": "web"}]}, "plugins"),
-        ({"best_of": 20}, "best_of"),
-        ({"service_tier": "priority"}, "service_tier"),
-        ({"service_tier": "flex"}, "service_tier"),
-        ({"service_tier": []}, "service_tier"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tools": [{"type": []}]}, "tools"),
         ({"modalities": ["text", "image"]}, "modalities"),
@@ -191,8 +262,6 @@ def test_what_can_not_be_priced_is_refused(fields: dict[str, Any], param: str) -
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "file", "file": {"file_id": "file-1"}},
-        {"type": "text", "text": "x", "file": {"file_data": "data:application/pdf;base64,JVBERi0="}},
         {"type": "video_url", "video_url": {"url": "https://example.com/v.mp4"}},
         {"type": ["text"], "text": "x"},
         {"text": "x"},
@@ -200,216 +269,6 @@ def test_what_can_not_be_priced_is_refused(fields: dict[str, Any], param: str) -
 )
 def test_content_of_unknown_length_is_refused(part: dict[str, Any]) -> None:
     assert refusal(parts(part)) == ("unpriced_feature", "messages")
-
-
-def test_an_earlier_spoken_answer_is_refused() -> None:
-    body = body_of(messages=[{"role": "assistant", "audio": {"id": "audio_abc"}}])
-    assert refusal(body) == ("unpriced_feature", "messages")
-
-
-def test_another_route_can_not_be_priced() -> None:
-    with pytest.raises(RequestRefusedError) as caught:
-        DIALECT.read_request("responses", body_of())
-    assert caught.value.code == "unpriced_feature"
-
-
-# ---- keys that could be read in two ways ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("extra", "param"),
-    [
-        (b'"model":"gpt-4o-mini"', "model"),
-        (b'"mod\\u0065l":"gpt-4o-mini"', "model"),
-        (b'"\\u006D\\u006fdel" : "gpt-4o-mini"', "model"),
-        (b'"MODEL":"gpt-4o-mini"', "model"),
-        (b'"Max_Tokens":1000', "max_tokens"),
-        (b'"max\\u005ftokens":1000', "max_tokens"),
-        (b'"messages":[]', "messages"),
-        (b'"stream":true', "stream"),
-        (b'"max_to\xe2\x84\xaaens":9', "max_tokens"),
-    ],
-)
-@pytest.mark.parametrize("first", [True, False])
-def test_a_second_key_is_refused(extra: bytes, param: str, first: bool) -> None:
-    body = body_of(stream=False, max_tokens=10)
-    doubled = b"{" + extra + b"," + body[1:] if first else body[:-1] + b"," + extra + b"}"
-    assert refusal(doubled) == ("invalid_request", param)
-
-
-def test_the_same_key_elsewhere_is_no_second_key() -> None:
-    nested = {"metadata": {"model": "a", "messages": "b"}, "user": '"model"', "stop": ["model", "n", "stream"]}
-    assert read(body_of(n=1, **nested)).choices == 1
-    escaped = b'{"model":"gpt-4o","messages":[{"role":"user","content":"caf\\u00e9 \\u0041 \\\\u0061 \\"model\\""}]}'
-    assert read(escaped).model == "gpt-4o"
-
-
-@pytest.mark.parametrize("extra", [b'"model":"gpt-4o-mini"', b'"mod\\u0065l":"gpt-4o-mini"'])
-@pytest.mark.parametrize("first", [True, False])
-def test_a_second_key_in_a_large_body_is_refused(extra: bytes, first: bool) -> None:
-    body = body_of(user="\u00e9\u4e16 \\" * 30_000, seed=10**15, metadata={"model": 1e300})
-    doubled = b"{ " + extra + b" , " + body[1:] if first else body[:-1] + b"\n,\t" + extra + b"\r}"
-    assert refusal(doubled) == ("invalid_request", "model")
-    assert read(body).body is body
-
-
-def test_numbers_and_nesting_that_skimming_could_stumble_over() -> None:
-    deep = b'{"model":"m","messages":[],"user":"model","x":' + b"[" * 1000 + b"]" * 1000 + b"}"
-    assert refusal(deep) == ("invalid_request", None)
-    for number in (b"-0.5e-7", b"1e308", b"0", b"-1"):
-        assert read(b'{"x":%s,"user":"model","model":"m","messages":[]}' % number).model == "m"
-
-
-# ---- what one body may cost -----------------------------------------------------------------------------------------
-
-ITEMS = MAX_VALUES + 1
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        (body_of(messages=HELLO * (MAX_MESSAGES + 1)), "messages"),
-        (body_of(messages=[{"role": "user", "content": ["x"] * (MAX_PARTS // 2 + 1)}] * 2), "messages"),
-        (body_of(tools=[{"type": "function"}] * (MAX_TOOLS + 1)), "tools"),
-        (body_of(**{f"x{number}": 0 for number in range(MAX_FIELDS)}), None),
-        (body_of()[:-1] + b',"a":0' * MAX_FIELDS + b',"user":"model"}', None),
-        (body_of(x=[""] * ITEMS), None),
-        (b'{"model":"m","messages":[' + b"{}," * ITEMS + b"{}]}", None),
-        (b'{"model":"m","messages":[],"x":[' + b"[]," * ITEMS + b"[]]}", None),
-    ],
-    ids=["messages", "parts", "tools", "fields", "the same field", "texts", "objects", "lists"],
-)
-def test_more_than_any_model_takes_is_refused(body: bytes, param: str | None) -> None:
-    assert refusal(body) == ("invalid_request", param)
-
-
-def test_as_much_as_is_allowed_is_read() -> None:
-    body = body_of(
-        messages=[*HELLO * (MAX_MESSAGES - 1), {"role": "user", "content": ["x"] * MAX_PARTS}],
-        tools=[{"type": "function"}] * MAX_TOOLS,
-        **{f"x{number}": 0 for number in range(MAX_FIELDS - 3)},
-    )
-    assert read(body).model == "gpt-4o"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"model":"m","messages":[],"user":"model","x":[' + b'"",' * 1_500_000 + b'""]}',
-        b'{"model":"m","messages":[],"x":"\\u0041","y":[' + b'"",' * 1_500_000 + b'""]}',
-        b'{"model":"m","messages":[' + b"{}," * 10_000_000 + b"{}]}",
-    ],
-    ids=["a name quoted twice", "an escaped letter", "messages"],
-)
-def test_what_a_body_costs_is_in_proportion(body: bytes) -> None:
-    started = time.process_time()
-    orjson.loads(body[:1] + b'"x":[' + b'"",' * 1_500_000 + b'""]}')
-    parsing_s = time.process_time() - started
-    started = time.process_time()
-    with contextlib.suppress(RequestRefusedError):
-        read(body)
-    assert time.process_time() - started < 12 * parsing_s + 0.2
-
-
-def test_a_second_include_usage_is_refused() -> None:
-    options = b'{"include_usage":true,"include_usage":false}'
-    body = body_of(stream=True)[:-1] + b',"stream_options":' + options + b"}"
-    assert refusal(body) == ("invalid_request", "stream_options")
-
-
-# ---- asking for usage -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (
-            b'{"model":"m","messages":[],"stream":true}',
-            b"{" + USAGE_REQUEST + b'"model":"m","messages":[],"stream":true}',
-        ),
-        (
-            b' \n{ "model":"m","messages":[],"stream":true}',
-            b" \n{" + USAGE_REQUEST + b' "model":"m","messages":[],"stream":true}',
-        ),
-        (
-            b'{"model":"m","stream_options" : null ,"messages":[],"stream":true}',
-            b'{"model":"m","stream_options" : {"include_usage":true} ,"messages":[],"stream":true}',
-        ),
-        (
-            b'{"model":"m","stream_options":{ },"messages":[],"stream":true}',
-            b'{"model":"m","stream_options":{"include_usage":true },"messages":[],"stream":true}',
-        ),
-        (
-            b'{"model":"m","stream_options":{"include_obfuscation":false},"messages":[],"stream":true}',
-            b'{"model":"m","stream_options":{"include_usage":true,"include_obfuscation":false},"messages":[],"stream":true}',
-        ),
-        (
-            b'{"model":"m","stream_options":{"a":[{}],"include_usage": false},"messages":[],"stream":true}',
-            b'{"model":"m","stream_options":{"a":[{}],"include_usage": true},"messages":[],"stream":true}',
-        ),
-        (
-            b'{"metadata":{"stream_options":1},"model":"m","stream\\u005foptions":{"include_usage":null},"messages":[],"stream":true}',
-            b'{"metadata":{"stream_options":1},"model":"m","stream\\u005foptions":{"include_usage":true},"messages":[],"stream":true}',
-        ),
-    ],
-)  # fmt: skip
-def test_usage_is_asked_for_by_the_smallest_edit(before: bytes, after: bytes) -> None:
-    facts = read(before)
-    assert facts.body == after
-    assert facts.hide_usage_chunk
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{}, {"stream": False}, {"stream": True, "stream_options": {"include_usage": True}}, {"stream_options": {}}],
-)
-def test_a_body_that_needs_no_edit_stays_the_same_object(fields: dict[str, Any]) -> None:
-    body = body_of(**fields)
-    facts = read(body)
-    assert facts.body is body
-    assert not facts.hide_usage_chunk
-
-
-scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=12)
-values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-options = st.none() | st.dictionaries(
-    st.sampled_from(["include_obfuscation", "other", 'quo"te']), values, max_size=2
-).flatmap(lambda rest: st.sampled_from([rest, {**rest, "include_usage": False}, {"include_usage": None, **rest}]))
-
-
-@settings(deadline=None)
-@given(
-    text=st.text(max_size=20),
-    others=st.dictionaries(st.sampled_from(["metadata", "user", "x", "stop", "tool_choice"]), values, max_size=3),
-    given_options=st.just("absent") | options,
-    indent=st.sampled_from([None, 0, 2]),
-    ascii_only=st.booleans(),
-    order=st.randoms(use_true_random=False),
-)
-def test_the_edit_changes_nothing_but_the_usage_request(
-    text: str, others: dict[str, Any], given_options: Any, indent: int | None, ascii_only: bool, order: Any
-) -> None:
-    fields = {"model": "gpt-4o", "messages": [{"role": "user", "content": text}], "stream": True, **others}
-    if given_options != "absent":
-        fields["stream_options"] = given_options
-    shuffled = list(fields.items())
-    order.shuffle(shuffled)
-    body = json.dumps(dict(shuffled), indent=indent, ensure_ascii=ascii_only).encode(errors="replace")
-    facts = read(body)
-    expected = json.loads(body)
-    expected["stream_options"] = {**(expected.get("stream_options") or {}), "include_usage": True}
-    assert json.loads(facts.body) == expected
-    # Take the longest common head and tail away: what is left of either is the edit.
-    head = next((at for at, (old, new) in enumerate(zip(body, facts.body, strict=False)) if old != new), len(body))
-    tail = len(body) - head
-    while tail and not facts.body.endswith(body[len(body) - tail :]):
-        tail -= 1
-    assert body[head : len(body) - tail] in (b"", b"null", b"nul", b"false", b"fals", b"n", b"f")
-    assert len(facts.body) - len(body) <= len(USAGE_REQUEST)
 
 
 # ---- credentials and errors -----------------------------------------------------------------------------------------
@@ -444,3 +303,41 @@ def test_an_error_within_a_stream_is_an_event() -> None:
     assert event.endswith(b"\n\n")
     error = json.loads(event.strip().removeprefix(b"data: "))["error"]
     assert (error["code"], error["transaction_id"]) == ("vendor_unreachable", "txn_1")
+
+
+# ---- routes ---------------------------------------------------------------------------------------------------------
+
+# Every route of OpenAI's that makes a model run, or is charged for in another way.
+CHARGED = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/responses/compact", "/v1/embeddings",
+    "/v1/images/generations", "/v1/images/edits", "/v1/images/variations", "/v1/audio/speech",
+    "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/batches", "/v1/videos", "/v1/fine_tuning/jobs",
+    "/v1/vector_stores", "/v1/containers", "/v1/assistants", "/v1/threads/runs", "/v1/evals", "/v1/realtime/sessions",
+    "/v1/realtime/client_secrets",
+)  # fmt: skip
+
+
+def test_image_and_audio_routes_and_all_others_that_cost_money_are_inside_the_gate() -> None:
+    billing = {each.path: each.billing for each in DIALECT.routes if each.method == "POST"}
+    for path in CHARGED:
+        assert billing.get(path, "refused by name") in ("held", "submitted", "refused by name")
+    held = {path for path, how in billing.items() if how in ("held", "submitted")}
+    assert held <= set(CHARGED)
+    assert len(held) == 12
+
+
+def test_every_route_that_costs_money_has_its_reader_and_its_shape() -> None:
+    for each in DIALECT.routes:
+        if each.billing == "held":
+            assert each.name in DIALECT.shapes
+            with pytest.raises(RequestRefusedError):
+                DIALECT.read_request(RouteRequest(each, b"{}"))
+    assert len({each.name for each in DIALECT.routes}) == len(DIALECT.routes)
+
+
+def test_another_model_is_named_in_the_body_alone() -> None:
+    body = b'{ "messages":[{"role":"user","content":"model"}], "model" : "gpt-4o" }'
+    renamed = DIALECT.renamed(RouteRequest(CHAT, body), "gpt-4o-mini")
+    assert renamed.body == body.replace(b'"gpt-4o"', b'"gpt-4o-mini"')
+    with pytest.raises(RequestRefusedError):
+        DIALECT.renamed(RouteRequest(CHAT, b"--x--", content_type="multipart/form-data; boundary=x"), "gpt-4o-mini")

@@ -15,7 +15,9 @@ import httpx
 import openai
 import pytest
 
+from services.gateway.vendors import RouteRequest
 from services.gateway.vendors.openai import OpenAIDialect
+from services.gateway.vendors.openai_routes import CHAT
 from services.sandbox.answer import text_of
 from services.sandbox.request import BadRequestError, read_request
 from tests.support.valkey import free_port
@@ -230,10 +232,8 @@ def test_usage_never_exceeds_the_gateway_s_bound() -> None:
             fields = {"model": "sandbox-small", "messages": [{"role": "user", "content": content}] * 3}
             body = json.dumps(fields, ensure_ascii=ascii_only).encode()
             assert read_request(body).input_tokens <= len(body)
-            assert (
-                read_request(body).input_tokens
-                <= OpenAIDialect().read_request("chat.completions", body).input_tokens_bound
-            )
+            bounded = OpenAIDialect().read_request(RouteRequest(CHAT, body)).demand.input_tokens
+            assert read_request(body).input_tokens <= bounded
 
 
 def test_an_address_that_is_taken_is_said_in_one_line() -> None:

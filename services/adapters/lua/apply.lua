@@ -31,12 +31,30 @@ local function may_be_forgotten(admitted_at)
   return loaded_at and surely_by >= loaded_at and now >= surely_by + TOMBSTONE_MS
 end
 
+local function resize(id, hold_key, hold, amount, context, expires, time)
+  for _, charge in ipairs(decode_charges(ARGV[1], hold[3])) do
+    add_held(charge.key, charge.span, negative(hold[2]), now)
+    add_held(charge.key, charge.span, amount, now)
+  end
+  redis.call('HSET', hold_key, 'amount', amount, 'context', context, 'resized', time)
+  if tonumber(redis.call('ZSCORE', KEYS[4], id)) == tonumber(hold[4]) then  -- else a reaper has it
+    redis.call('HSET', hold_key, 'expires', expires)
+    redis.call('ZADD', KEYS[4], expires, id)
+  end
+end
+
 local function apply_step(kind, id, amount, context, expires, time, hold_key, charges_json, charges)
-  local hold = redis.call('HMGET', hold_key, 'phase', 'amount', 'charges', 'expires', 'booked')
+  local hold = redis.call('HMGET', hold_key, 'phase', 'amount', 'charges', 'expires', 'booked', 'resized')
   local phase, booked = hold[1], hold[5] or '0'
   if kind == 'restore' then
     if not phase and not may_be_forgotten(time) then
       start_hold(hold_key, id, amount, charges_json, context, expires, time, KEYS[4], charges, now)
+    end
+    return
+  end
+  if kind == 'resize' then
+    if phase == 'held' and tonumber(time) >= tonumber(hold[6] or '0') then
+      resize(id, hold_key, hold, amount, context, expires, time)
     end
     return
   end

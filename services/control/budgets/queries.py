@@ -6,10 +6,10 @@ from datetime import datetime
 
 from asyncpg import Connection, Record
 
-from services.core.budgets import Budget
+from services.core.budgets import Budget, EstimateMode
 from services.core.windows import CalendarWindow, Window, format_window, parse_window
 
-_COLUMNS = "budget_id, scope_kind, scope_value, time_window, zone, limit_nano, created_at, updated_at"
+_COLUMNS = "budget_id, scope_kind, scope_value, time_window, zone, limit_nano, estimate, created_at, updated_at"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ async def list_of_scope(
 async def insert(connection: Connection, org: str, budget: Budget) -> StoredBudget:
     """Keeps a new budget."""
     row = await connection.fetchrow(
-        "INSERT INTO budgets (budget_id, org, scope_kind, scope_value, time_window, zone, limit_nano)"
-        f" VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {_COLUMNS}",
+        "INSERT INTO budgets (budget_id, org, scope_kind, scope_value, time_window, zone, limit_nano, estimate)"
+        f" VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {_COLUMNS}",
         budget.budget_id,
         org,
         budget.scope_kind,
@@ -67,17 +67,20 @@ async def insert(connection: Connection, org: str, budget: Budget) -> StoredBudg
         format_window(budget.window),
         _zone_text(budget.window),
         budget.limit_nano,
+        budget.estimate,
     )
     assert row is not None
     return _stored(row)
 
 
-async def set_limit(connection: Connection, budget_id: str, limit_nano: int) -> StoredBudget:
-    """Changes the limit of a budget that exists."""
+async def change(connection: Connection, budget_id: str, limit_nano: int, estimate: EstimateMode) -> StoredBudget:
+    """Changes the limit and the estimates of a budget that exists."""
     row = await connection.fetchrow(
-        f"UPDATE budgets SET limit_nano = $2, updated_at = now() WHERE budget_id = $1 RETURNING {_COLUMNS}",
+        "UPDATE budgets SET limit_nano = $2, estimate = $3, updated_at = now() WHERE budget_id = $1"
+        f" RETURNING {_COLUMNS}",
         budget_id,
         limit_nano,
+        estimate,
     )
     assert row is not None
     return _stored(row)
@@ -90,7 +93,7 @@ async def delete(connection: Connection, budget_id: str) -> None:
 
 def _stored(row: Record) -> StoredBudget:
     window = parse_window(row["time_window"], row["zone"] or None)
-    budget = Budget(row["budget_id"], row["scope_kind"], row["scope_value"], window, row["limit_nano"])
+    budget = Budget(row["budget_id"], row["scope_kind"], row["scope_value"], window, row["limit_nano"], row["estimate"])
     return StoredBudget(budget, row["created_at"], row["updated_at"])
 
 

@@ -13,8 +13,16 @@ from services.control.budgets.queries import StoredBudget
 from services.control.context import Change
 from services.control.errors import conflict, invalid, not_found
 from services.control.fields import Body, Instant, Made, Name, Usd
-from services.core.budgets import MAX_BUDGETS_PER_CALL, SCOPE_KINDS, Budget, ScopeKind, Standing, propose
-from services.core.codec import format_time
+from services.core.budgets import (
+    MAX_BUDGETS_PER_CALL,
+    SCOPE_KINDS,
+    Budget,
+    EstimateMode,
+    ScopeKind,
+    Standing,
+    propose,
+)
+from services.core.codec_fields import format_time
 from services.core.money import MAX_LIMIT_NANO, MoneyError, format_usd, parse_usd
 from services.core.ports import HotState, UnavailableError
 from services.core.windows import CalendarWindow, format_window, parse_window
@@ -43,6 +51,11 @@ class SetBudget(Body):
     limit_usd: str = Field(max_length=40, examples=["50.00"], description="US dollars; 0 blocks everything.")
     window: str = Field(max_length=40, examples=["day"], description="hour, day, month, or rolling: 90m, 1h, 30d.")
     zone: str | None = Field(default=None, max_length=64, examples=["Europe/Berlin"], description="Default: UTC.")
+    estimate: EstimateMode | None = Field(
+        default=None,
+        description="What it holds for a call: strict, the most it can cost, or calibrated, what such calls have cost"
+        " plus a margin. Default: as it is, strict for a new budget.",
+    )
     scope: ScopeBody | None = None
     team: Name | None = None
     agent: Name | None = None
@@ -76,6 +89,7 @@ class BudgetFields(BaseModel):
     limit_usd: Usd
     window: str
     zone: str | None
+    estimate: EstimateMode
     created_at: Instant
     updated_at: Instant
 
@@ -89,6 +103,7 @@ class BudgetFields(BaseModel):
             limit_usd=format_usd(budget.limit_nano),
             window=format_window(budget.window),
             zone=budget.window.zone if isinstance(budget.window, CalendarWindow) else None,
+            estimate=budget.estimate,
             created_at=stored.created_at,
             updated_at=stored.updated_at,
         )
@@ -133,11 +148,11 @@ async def put_budget(change: Change, request: SetBudget) -> tuple[StoredBudget, 
             raise conflict(
                 "too_many_budgets", f"{kind} {value!r} has {len(siblings)} budgets, and no more fit; delete one first"
             )
-        stored = await queries.insert(
-            change.connection, change.org, Budget(f"bud_{ULID()}", kind, value, window, limit_nano)
-        )
+        new = Budget(f"bud_{ULID()}", kind, value, window, limit_nano, request.estimate or "strict")
+        stored = await queries.insert(change.connection, change.org, new)
     else:
-        stored = await queries.set_limit(change.connection, found.budget.budget_id, limit_nano)
+        estimate = request.estimate or found.budget.estimate
+        stored = await queries.change(change.connection, found.budget.budget_id, limit_nano, estimate)
     await change.audit(
         "budget.create" if found is None else "budget.update",
         stored.budget.budget_id,

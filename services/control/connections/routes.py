@@ -19,7 +19,7 @@ async def list_connections(admin: AdminDep) -> service.Connections:
 async def set_connection(
     admin: AdminDep, vendor: PathId, request: service.SetConnection, response: Response
 ) -> service.ConnectionAnswer:
-    """Sets the connection to a vendor: openai, or any server that speaks its API. Its key is sealed when stored."""
+    """Sets the connection to a vendor, or to any server that speaks a vendor's API. Its key is sealed when stored."""
     connection, is_new = await service.set_connection(admin, vendor, request)
     response.status_code = 201 if is_new else 200
     return connection

@@ -9,30 +9,40 @@ from pydantic import BaseModel, Field, SecretStr
 
 from services.control.auth import Admin
 from services.control.connections import queries
-from services.control.errors import invalid, not_found
+from services.control.connections.names import check_vendor_name
+from services.control.context import Change
+from services.control.errors import conflict, invalid, not_found
 from services.control.fields import Body, Instant
-from services.control.orgs import queries as org_queries
-from services.core.pricing import Catalog
+from services.control.prices.org_prices import read_prices
+from services.control.route_rules import queries as rule_queries
+from services.core.dialects import DIALECTS, KEYLESS, default_base_url, default_dialect
+from services.core.pricelist import PriceList
 from services.core.snapshot import Connection
 
-_VENDOR: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
-# The sandbox is built in; the others are first parts of Farthing's own paths, and a vendor's name is one, too.
-_RESERVED: Final = frozenset({"sandbox", "api", "v1", "docs", "redoc", "internal", "healthz", "readyz", "metrics"})
-_DEFAULT_BASE_URLS: Final = {"openai": "https://api.openai.com/v1"}
-_DIALECT: Final = "openai"
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,1024}")
 _HINT_CHARACTERS: Final = 4
+_ENDS_WITH_VERSION: Final = re.compile(r"/v\d+(?:alpha|beta)?\d*/*")
 
 
 class SetConnection(Body):
     """A connection as it shall be; it replaces the vendor's former one whole."""
 
-    api_key: SecretStr | None = Field(description="The vendor's key; null for a server that wants none.")
+    api_key: SecretStr | None = Field(
+        default=None,
+        description="The vendor's key; null for a server that wants none. May be left out for ollama and vllm only.",
+    )
+    dialect: str | None = Field(
+        default=None,
+        max_length=63,
+        examples=["openai"],
+        description=f"The API it speaks: {', '.join(DIALECTS)}. Default: the vendor's own, else openai.",
+    )
     base_url: str | None = Field(
         default=None,
         max_length=2048,
         examples=["https://api.openai.com/v1"],
-        description="Where the vendor's API begins, its version included. May be left out for openai.",
+        description="Where the vendor's API begins: in OpenAI's dialect with its version, in others without it."
+        " May be left out for well-known vendors.",
     )
     prices_as: str | None = Field(
         default=None,
@@ -62,15 +72,22 @@ class Connections(BaseModel):
 
 async def set_connection(admin: Admin, vendor: str, request: SetConnection) -> tuple[ConnectionAnswer, bool]:
     """Sets the connection to a vendor, and whether it is new."""
-    _check_vendor(vendor)
+    check_vendor_name(vendor)
+    dialect = _dialect(vendor, request.dialect)
+    if "api_key" not in request.model_fields_set and vendor not in KEYLESS:
+        raise invalid("api_key", "api_key is required; null means that the server wants none")
     key = _key(request.api_key)
-    base_url = _base_url(vendor, request.base_url)
+    base_url = _base_url(vendor, dialect, request.base_url)
     sealed_key = None if key is None else admin.context.vault.seal(admin.org, vendor, key)
     async with admin.change() as change:
-        org = await org_queries.find(change.connection, admin.org)
-        catalog = await admin.context.prices.catalog_of(change.connection, org.catalog_version)
-        compiled = Connection(vendor, _DIALECT, base_url, sealed_key, _prices_as(catalog, vendor, request.prices_as))
+        org, prices = await read_prices(admin.context.prices, change.connection, admin.org)
+        # An org that takes models without a price needs none here.
+        may_lack = org.unknown_models.policy != "reject"
+        prices_as = _prices_as(prices, vendor, request.prices_as, may_lack=may_lack)
+        compiled = Connection(vendor, dialect, base_url, sealed_key, prices_as)
         before = await queries.find(change.connection, admin.org, vendor)
+        if before is not None and before["dialect"] != dialect:
+            await _check_rules(change, vendor, as_their_own=True)
         answer = _answer(await queries.upsert(change.connection, admin.org, compiled, _hint(key)))
         await change.audit(
             "connection.create" if before is None else "connection.update",
@@ -94,15 +111,26 @@ async def delete_connection(admin: Admin, vendor: str) -> None:
         before = await queries.find(change.connection, admin.org, vendor)
         if before is None:
             raise not_found(f"connection to vendor {vendor[:60]!r}")
+        await _check_rules(change, vendor, as_their_own=False)
         await queries.delete(change.connection, admin.org, vendor)
         await change.audit("connection.delete", vendor, before=_answer(before).model_dump(mode="json"))
 
 
-def _check_vendor(vendor: str) -> None:
-    if vendor in _RESERVED:
-        raise invalid("vendor", f"vendor {vendor!r} is Farthing's own name; choose another")
-    if _VENDOR.fullmatch(vendor) is None:
-        raise invalid("vendor", "vendor must be 1 to 63 lower-case letters, digits or -, starting with a letter")
+async def _check_rules(change: Change, vendor: str, *, as_their_own: bool) -> None:
+    """Raises a 409 when a rule falls back to this vendor, or (`as_their_own`) from it: both must speak one dialect."""
+    for rule in await rule_queries.list_rules(change.connection, change.org):
+        targets = {each.vendor for each in rule.fallbacks or ()}
+        if vendor in targets or (as_their_own and targets and rule.vendor == vendor):
+            message = f"fallbacks of the rule of vendor {rule.vendor!r} and route {rule.route!r} need this connection"
+            raise conflict("connection_in_use", f"{message} as it is; change that rule first")
+
+
+def _dialect(vendor: str, dialect: str | None) -> str:
+    if dialect is None:
+        return default_dialect(vendor)
+    if dialect not in DIALECTS:
+        raise invalid("dialect", f"dialect must be one of: {', '.join(DIALECTS)}")
+    return dialect
 
 
 def _key(api_key: SecretStr | None) -> str | None:
@@ -120,14 +148,20 @@ def _hint(key: str | None) -> str | None:
     return None if key is None or len(key) < 4 * _HINT_CHARACTERS else key[-_HINT_CHARACTERS:]
 
 
-def _base_url(vendor: str, base_url: str | None) -> str:
+def _base_url(vendor: str, dialect: str, base_url: str | None) -> str:
+    facts = DIALECTS[dialect]
     if base_url is None:
-        if vendor not in _DEFAULT_BASE_URLS:
-            raise invalid("base_url", f"base_url is required for vendor {vendor!r}, such as http://127.0.0.1:11434/v1")
-        return _DEFAULT_BASE_URLS[vendor]
+        known = default_base_url(vendor, dialect)
+        if known is None:
+            example = "http://127.0.0.1:11434/v1" if facts.base_has_version else "https://models.example.com"
+            raise invalid("base_url", f"base_url is required for vendor {vendor!r}, such as {example}")
+        return known
     problem = _url_problem(base_url)
     if problem is not None:
         raise invalid("base_url", f"base_url {problem}; write it like https://api.openai.com/v1")
+    if not facts.base_has_version and _ENDS_WITH_VERSION.search(base_url) is not None:
+        message = f"base_url must not hold the version: paths of dialect {dialect} begin with it; leave it out"
+        raise invalid("base_url", message)
     return base_url.rstrip("/")
 
 
@@ -151,13 +185,14 @@ def _url_problem(text: str) -> str | None:
     return None
 
 
-def _prices_as(catalog: Catalog, vendor: str, prices_as: str | None) -> str:
+def _prices_as(prices: PriceList, vendor: str, prices_as: str | None, *, may_lack: bool) -> str:
     wanted = vendor if prices_as is None else prices_as
-    if wanted in catalog.prices:
+    if prices.has_vendor(wanted) or (wanted == vendor and may_lack):
         return wanted
-    known = ", ".join(sorted(catalog.prices))
+    known = ", ".join(prices.vendors())
     if prices_as is None:
-        raise invalid("prices_as", f"vendor {vendor!r} has no prices of its own; set prices_as to one of: {known}")
+        message = f"vendor {vendor!r} has no prices; give its models some (farthing prices override), or set prices_as"
+        raise invalid("prices_as", f"{message} to one of: {known}")
     raise invalid("prices_as", f"there are no prices of a vendor of that name; prices_as can be one of: {known}")
 
 

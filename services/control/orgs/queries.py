@@ -6,8 +6,12 @@ from datetime import datetime
 from asyncpg import Connection, Record
 
 from services.control.compile import OrgRecord
+from services.core.snapshot import Target, UnknownModels
 
-_COLUMNS = "name, config_version, catalog_version, hold_ms, book_expired"
+_COLUMNS = (
+    "name, config_version, catalog_version, hold_ms, book_expired,"
+    " unknown_models, priced_as_vendor, priced_as_model, allow_unpriced_routes"
+)
 
 
 async def bump(connection: Connection, org: str) -> int:
@@ -44,22 +48,43 @@ async def insert(connection: Connection, org: str, catalog_version: str, hold_ms
     )
 
 
-async def settle_defaults(
-    connection: Connection, catalog_version: str, hold_ms: int
-) -> tuple[tuple[OrgRecord, OrgRecord], ...]:
-    """Gives every org this catalog and hold time, with a new version where it had others; those, before and after."""
+async def set_catalog(connection: Connection, org: str, catalog_version: str) -> OrgRecord:
+    """Gives an org another catalog."""
+    row = await connection.fetchrow(
+        f"UPDATE orgs SET catalog_version = $2 WHERE name = $1 RETURNING {_COLUMNS}", org, catalog_version
+    )
+    assert row is not None
+    return _record(row)
+
+
+async def set_policies(
+    connection: Connection, org: str, unknown_models: UnknownModels, allow_unpriced_routes: bool
+) -> OrgRecord:
+    """Sets what becomes of models and routes without a price."""
+    target = unknown_models.priced_as
+    row = await connection.fetchrow(
+        "UPDATE orgs SET unknown_models = $2, priced_as_vendor = $3, priced_as_model = $4, allow_unpriced_routes = $5"
+        f" WHERE name = $1 RETURNING {_COLUMNS}",
+        org,
+        unknown_models.policy,
+        None if target is None else target.vendor,
+        None if target is None else target.model,
+        allow_unpriced_routes,
+    )
+    assert row is not None
+    return _record(row)
+
+
+async def settle_hold(connection: Connection, hold_ms: int) -> tuple[tuple[OrgRecord, OrgRecord], ...]:
+    """Gives every org this hold time, with a new version where it had another; those, before and after."""
     before = await connection.fetch(
-        f"SELECT {_COLUMNS} FROM orgs WHERE catalog_version <> $1 OR hold_ms <> $2 ORDER BY name FOR UPDATE",
-        catalog_version,
-        hold_ms,
+        f"SELECT {_COLUMNS} FROM orgs WHERE hold_ms <> $1 ORDER BY name FOR UPDATE", hold_ms
     )
     changed = []
     for row in before:
         after = await connection.fetchrow(
-            "UPDATE orgs SET catalog_version = $2, hold_ms = $3, config_version = config_version + 1"
-            f" WHERE name = $1 RETURNING {_COLUMNS}",
+            f"UPDATE orgs SET hold_ms = $2, config_version = config_version + 1 WHERE name = $1 RETURNING {_COLUMNS}",
             row["name"],
-            catalog_version,
             hold_ms,
         )
         assert after is not None
@@ -68,4 +93,14 @@ async def settle_defaults(
 
 
 def _record(row: Record) -> OrgRecord:
-    return OrgRecord(row["name"], row["config_version"], row["catalog_version"], row["hold_ms"], row["book_expired"])
+    vendor = row["priced_as_vendor"]
+    priced_as = None if vendor is None else Target(vendor, row["priced_as_model"])
+    return OrgRecord(
+        row["name"],
+        row["config_version"],
+        row["catalog_version"],
+        row["hold_ms"],
+        row["book_expired"],
+        UnknownModels(row["unknown_models"], priced_as),
+        row["allow_unpriced_routes"],
+    )

@@ -14,6 +14,12 @@ async def get_org(admin: AdminDep) -> service.Org:
     return await service.get_org(admin)
 
 
+@router.patch("/org")
+async def change_org(admin: AdminDep, request: service.ChangeOrg) -> service.Org:
+    """Changes what becomes of models and routes that have no price; what is left out stays as it is."""
+    return await service.change_org(admin, request)
+
+
 @router.get("/status")
 async def get_status(admin: AdminDep) -> service.Status:
     """Whether gateways have the org as it is, whether its spend state can be trusted, and what needs an operator."""

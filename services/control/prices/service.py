@@ -1,80 +1,115 @@
-"""What models cost under the catalog an org uses."""
+"""What models cost an org: its own prices on top of the catalog it uses."""
 
-from collections.abc import Iterator
+import base64
+import binascii
+import json
+from itertools import islice
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from services.control.auth import Admin
+from services.control.errors import invalid, not_found
 from services.control.fields import Usd
-from services.control.orgs import queries as org_queries
+from services.control.prices.org_prices import now_ms, read_prices
 from services.core.events import Match
-from services.core.pricing import Catalog, Price, rates_fields
+
+Usds = dict[str, Usd]
 
 
 class Tier(BaseModel):
     """Prices of a whole call with more than `above_input_tokens` tokens of input."""
 
     above_input_tokens: int
-    usd_per_million: dict[str, Usd]
+    usd: Usds
 
 
 class ModelPrice(BaseModel):
-    """A model's price by component: US dollars per million tokens (of ``request``: per million requests)."""
+    """A model's price now, by component: US dollars per million tokens, searches, …; an hour of ``audio_duration``.
+
+    `catalog_version` is the catalog's, followed by ``+`` and a hash of the org's own prices where one of those holds.
+    """
 
     vendor: str
     model: str
     aliases: list[str]
-    usd_per_million: dict[str, Usd]
+    usd: Usds
     tiers: list[Tier]
     max_output_tokens: int | None
     context_window: int | None
     match: Match | None = Field(description="How the model asked for was found; null when none was asked for.")
+    source: Literal["catalog", "override"]
+    catalog_version: str
+
+
+class Period(BaseModel):
+    """Prices from a day on (UTC; null: ever), where `daily` says so only between two times of day."""
+
+    from_: str | None = Field(alias="from")
+    daily: list[str] | None
+    usd: Usds
+    tiers: list[Tier]
+
+
+class Variant(BaseModel):
+    """Prices that replace the period's in a context, such as ``{"processing": "batch"}``, from a day on."""
+
+    when: dict[str, str]
+    from_: str | None = Field(alias="from")
+    usd: Usds
+    tiers: list[Tier]
+
+
+class ModelDetail(ModelPrice):
+    """All that is known of a model's price. The last period in force counts; the first variant that holds does."""
+
+    requested: str
+    periods: list[Period]
+    variants: list[Variant]
+    prefixes: list[str]
+    minimums: dict[str, int]
+    also_priced_by: list[str] = Field(description="Other vendors that a model of this name has a price with.")
 
 
 class Prices(BaseModel):
-    """Prices under one version of the catalog. What is not listed has no price, and calls to it are refused."""
+    """A page of prices. What is not listed has no price. `next` goes into ``cursor`` for the page that follows."""
 
     catalog_version: str
     prices: list[ModelPrice]
+    next: str | None
 
 
-async def list_prices(admin: Admin, vendor: str | None, model: str | None) -> Prices:
+async def list_prices(admin: Admin, vendor: str | None, model: str | None, limit: int, cursor: str | None) -> Prices:
     """Prices of a vendor (or all vendors), of one model as the gateway would look it up (or all models)."""
+    after = ("", "") if cursor is None else _read_cursor(cursor)
     async with admin.context.database.snapshot() as connection:
-        org = await org_queries.find(connection, admin.org)
-        catalog = await admin.context.prices.catalog_of(connection, org.catalog_version)
-    vendors = sorted(catalog.prices) if vendor is None else [vendor]
-    found = [price for each in vendors for price in _prices_of(catalog, each, model)]
-    return Prices(catalog_version=catalog.version, prices=found)
+        _, prices = await read_prices(admin.context.prices, connection, admin.org)
+    vendors = prices.vendors() if vendor is None else [vendor]
+    page = [ModelPrice(**each) for each in islice(prices.rows(vendors, model, now_ms(), after), limit + 1)]
+    following = _cursor(page[limit - 1]) if len(page) > limit else None
+    return Prices(catalog_version=prices.catalog.version, prices=page[:limit], next=following)
 
 
-def _prices_of(catalog: Catalog, vendor: str, model: str | None) -> Iterator[ModelPrice]:
-    aliases: dict[str, list[str]] = {}
-    models: dict[str, Price] = {}
-    for name, (canonical, price) in catalog.prices.get(vendor, {}).items():
-        models[canonical] = price
-        aliases.setdefault(canonical, [])
-        if name != canonical:
-            aliases[canonical].append(name)
-    match: Match | None = None
-    wanted = sorted(models)
-    if model is not None:
-        found = catalog.find(vendor, model)
-        if found is None:
-            return
-        match, wanted = found.match, [found.model_priced]
-    for name in wanted:
-        price = models[name]
-        yield ModelPrice(
-            vendor=vendor,
-            model=name,
-            aliases=sorted(aliases[name]),
-            usd_per_million=rates_fields(price),
-            tiers=[
-                Tier(above_input_tokens=tier.above_input_tokens, usd_per_million=rates_fields(tier.rates))
-                for tier in price.tiers
-            ],
-            max_output_tokens=price.max_output_tokens,
-            context_window=price.context_window,
-            match=match,
-        )
+async def get_price(admin: Admin, model: str, vendor: str | None) -> ModelDetail:
+    """One model's price, of a vendor or of the likeliest one."""
+    async with admin.context.database.snapshot() as connection:
+        _, prices = await read_prices(admin.context.prices, connection, admin.org)
+    found = prices.detail(model, vendor, now_ms())
+    if found is None:
+        whose = "" if vendor is None else f" of vendor {vendor[:63]!r}"
+        raise not_found(f"price of model {model[:256]!r}{whose}; GET /api/v1/prices lists what has one")
+    return ModelDetail(**found)
+
+
+def _cursor(last: ModelPrice) -> str:
+    return base64.urlsafe_b64encode(json.dumps([last.vendor, last.model]).encode()).decode()
+
+
+def _read_cursor(text: str) -> tuple[str, str]:
+    try:
+        vendor, model = json.loads(base64.b64decode(text, altchars=b"-_", validate=True))
+        if isinstance(vendor, str) and isinstance(model, str):
+            return vendor, model
+    except (ValueError, binascii.Error, TypeError):
+        pass
+    raise invalid("cursor", "cursor must be the `next` of an earlier answer, as it was")

@@ -1,10 +1,19 @@
 """API dialects: what the gateway must know of a vendor's protocol, one file each, all behind `Dialect`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Literal, Protocol
 
-from services.core.events import UsageSource
+from services.core.estimate import Demand
+from services.core.usage.reading import AnswerShape, Framing
+
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+# held: bounded, held before it leaves, settled by its answer. submitted: held when it is submitted, settled when its
+# job has ended. watched: free, and tells how a submitted job stands. free: costs nothing, so it passes unheld.
+# unpriced: not a route of the dialect; its org lets such pass, with a hold and a settlement of nothing.
+Billing = Literal["held", "submitted", "watched", "free", "unpriced"]
 
 
 class RequestRefusedError(ValueError):
@@ -17,56 +26,100 @@ class RequestRefusedError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class RequestFacts:
-    """What the gateway needs of a request body, and the body as it goes to the vendor.
+class Route:
+    """A route of a dialect. `name` is what events call it.
 
-    `input_tokens_bound` is a true upper bound of what the vendor can count as input. `output_tokens_limit` is what the
-    request allows for one choice, or None when it names no limit; `choices` is how many answers it asks for.
-    `hide_usage_chunk`: the gateway asked the vendor for streaming usage and the client had not (GW-6). `components` are
-    the priced components (`core.pricing`) the call uses beyond plain input and output: its model must have each.
+    `path` is the vendor's own, its version included; ``{model}`` stands for one segment or a part of one, and ``{id}``
+    too. `known_by` says in a few words, for docs/vendors.md, how the cost of a call is known.
+    """
+
+    name: str
+    method: str
+    path: str
+    billing: Billing
+    known_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How the answers of a route are read, and how a stream of them comes when its content type does not say."""
+
+    shape: AnswerShape
+    framing: Framing = "sse"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """What a dialect reads: a request as it came in. `params` are what the path's braces stand for, decoded."""
+
+    route: Route
+    body: bytes = field(repr=False)
+    params: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    query: str = ""
+    content_type: str = "application/json"
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What the gateway needs of a request, and the body as it goes to the vendor.
+
+    `demand` bounds what the vendor can count. `shape` reads the answer; `framing` is how a stream of it comes.
+    `hide_usage_chunk`: the gateway asked the vendor for streaming usage and the client had not (GW-6). `counted` are
+    counts that are exact already, because the vendor charges by the request itself (characters to be spoken).
+    `context` picks the rates besides the model where the request alone decides it (``{"processing": "batch"}``).
+    `lines` are the requests of a batch, each bounded by itself; then `demand` is nothing. `endpoint` is the path that
+    all of them are for, when they are in a file.
     """
 
     model: str
     stream: bool
-    input_tokens_bound: int
-    output_tokens_limit: int | None
-    choices: int
-    body: bytes
-    hide_usage_chunk: bool
-    components: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Metered:
-    """What a response used. `usage` counts: input_tokens, output_tokens (totals) and their parts cache_read_tokens,
-    cache_write_tokens, audio_input_tokens, audio_output_tokens, reasoning_tokens where the vendor reports them.
-    `complete` is false when the response broke off before its own end."""
-
-    usage: Mapping[str, int]
-    source: UsageSource
-    complete: bool
-
-
-class Meter(Protocol):
-    """Reads usage off one response as its bytes pass. `feed` returns the bytes for the client, at once."""
-
-    def feed(self, chunk: bytes) -> bytes:
-        """The bytes to hand on: the chunk itself, but for a usage chunk that is hidden."""
-
-    def finish(self) -> tuple[bytes, Metered]:
-        """Bytes still held back, and what was used. Call once, at the end or where the response broke off."""
+    demand: Demand
+    shape: AnswerShape
+    body: bytes = field(repr=False)
+    framing: Framing = "sse"
+    hide_usage_chunk: bool = False
+    counted: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
+    context: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    lines: tuple["RequestFacts", ...] = ()
+    endpoint: str = ""
 
 
 class Dialect(Protocol):
-    """One vendor protocol."""
+    """One vendor protocol.
 
-    name: str
+    `versions` are the first segments of its paths (``("v1",)``). `base_has_version`: a connection's base URL ends with
+    the version (OpenAI's way), so a path goes on without its own. `default_base_url` is the vendor's own, None for a
+    protocol that is spoken by others only. `key_headers` are where a caller's own vendor key may come in, lower case.
+    `shapes` has, by route name, how the answers of every route that costs money are read.
+    """
 
-    def read_request(self, route: str, body: bytes) -> RequestFacts:
-        """Scans a request body; raises `RequestRefusedError`."""
+    @property
+    def name(self) -> str: ...
 
-    def meter(self, facts: RequestFacts, status: int, headers: Mapping[bytes, bytes]) -> Meter:
-        """A meter for a response with this head (names in lower case); decodes content encodings for itself only."""
+    @property
+    def routes(self) -> Sequence[Route]: ...
+
+    @property
+    def shapes(self) -> Mapping[str, Answers]: ...
+
+    @property
+    def versions(self) -> Sequence[str]: ...
+
+    @property
+    def base_has_version(self) -> bool: ...
+
+    @property
+    def default_base_url(self) -> str | None: ...
+
+    @property
+    def key_headers(self) -> Sequence[str]: ...
+
+    def read_request(self, request: RouteRequest) -> RequestFacts:
+        """Scans a request of a held or submitted route; raises `RequestRefusedError`."""
+
+    def renamed(self, request: RouteRequest, model: str) -> RouteRequest:
+        """The same request for another model, every other byte as it was (fallback). Raises `RequestRefusedError`."""
 
     def credential_headers(self, vendor_key: str | None) -> tuple[tuple[bytes, bytes], ...]:
         """The headers that carry the vendor's key."""

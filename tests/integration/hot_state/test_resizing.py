@@ -1,0 +1,179 @@
+"""A hold that gets another size: all or nothing, never doubled, and not once its end may be on the way."""
+
+import asyncio
+import copy
+from dataclasses import replace
+
+from services.adapters.valkey import ValkeyHotState
+from services.adapters.valkey_connection import ValkeyConnection
+from services.core import fold
+from services.core.budgets import Proposal
+from services.core.hotstate import Admitted, Applied, Cold, FoldStep, Hold, OrgState, Refused, ReserveAnswer
+from services.core.windows import CalendarSpan, RollingSpan
+from tests.support.hot_rig import CHARGE, EMPTY, NOW_MS, ORG, PLACE, Rig, proposal, request_of, settle
+from tests.support.hot_state import read_state
+
+RING = RollingSpan(1_000, 60, NOW_MS // 1_000)
+PLACE_OF_HOLDS = replace(PLACE, topic="spend.reservations.v1")
+
+
+async def resize(rig: Rig, amount_nano: int, *proposals: Proposal, name: str = "txn_1") -> ReserveAnswer | None:
+    return await rig.hot.resize(replace(request_of(amount_nano, *proposals, name=name), context='{"to":"other"}'))
+
+
+async def held(rig: Rig, *proposals: Proposal) -> list[int]:
+    standings = await rig.hot.peek(ORG, proposals)
+    assert standings is not None
+    return [each.held_nano for each in standings]
+
+
+async def test_a_hold_grows_and_shrinks_in_every_budget_it_is_in(rig: Rig) -> None:
+    budgets = (proposal(100), proposal(90, "bud_2", RING))
+    assert isinstance(await rig.hot.reserve(request_of(40, *budgets)), Admitted)
+    await rig.turn_to(NOW_MS + 500)
+    for amount_nano in (90, 10, 0, 55):
+        answer = await resize(rig, amount_nano, *budgets)
+        assert isinstance(answer, Admitted)
+        assert [each.held_nano for each in answer.standings] == [amount_nano] * 2
+        assert await held(rig, *budgets) == [amount_nano] * 2
+    assert answer.expires_at_ms == NOW_MS + 5_500
+    state = await rig.state()
+    assert state.holds["txn_1"] == Hold(
+        55,
+        tuple(each.charge() for each in budgets),
+        '{"to":"other"}',
+        NOW_MS + 5_500,
+        admitted_at_ms=NOW_MS,
+        resized_at_ms=NOW_MS + 500,
+    )
+    assert state.due == {"txn_1": NOW_MS + 5_500}
+
+
+async def test_without_room_in_one_budget_nothing_changes_in_any(rig: Rig) -> None:
+    budgets = (proposal(1_000), proposal(100, "bud_2", RING))
+    assert isinstance(await rig.hot.reserve(request_of(30, proposal(100, "bud_2", RING), name="txn_2")), Admitted)
+    assert isinstance(await rig.hot.reserve(request_of(40, *budgets)), Admitted)
+    before = copy.deepcopy(await rig.state())
+    answer = await resize(rig, 71, *budgets)
+    assert isinstance(answer, Refused)
+    # 100 less what the other call holds; its own hold would be out.
+    assert [(each.budget_id, each.remaining_nano) for each in answer.exhausted] == [("bud_2", 70)]
+    assert await rig.state() == before
+    assert isinstance(await resize(rig, 70, *budgets), Admitted)
+    assert await held(rig, *budgets) == [70, 100]
+
+
+async def test_a_smaller_hold_is_taken_even_where_its_budget_is_over_full(rig: Rig) -> None:
+    """A limit may have been lowered, or a call have cost more than it held: holding less is never wrong."""
+    assert isinstance(await rig.hot.reserve(request_of(50, proposal(100))), Admitted)
+    answer = await resize(rig, 50, proposal(10))
+    assert isinstance(answer, Admitted)
+    assert isinstance(await resize(rig, 20, proposal(10)), Admitted)
+    assert isinstance(await resize(rig, 21, proposal(10)), Refused)
+    assert await held(rig, proposal(10)) == [20]
+
+
+async def test_what_is_no_open_hold_can_not_be_resized(rig: Rig) -> None:
+    assert await resize(rig, 5, proposal(100), name="txn_unknown") is None
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100))), Admitted)
+    assert await resize(rig, 5, proposal(100, "bud_9")) is None, "other charges than the hold's"
+    await rig.hot.apply(ORG, PLACE, [settle(0, 7, "txn_1")], 1)
+    assert await resize(rig, 5, proposal(100)) is None
+    assert await held(rig, proposal(100)) == [0]
+    await rig.go_cold()
+    assert await resize(rig, 5, proposal(100)) == Cold()
+
+
+async def test_a_hold_that_a_reaper_has_can_not_be_resized(rig: Rig) -> None:
+    """Its expiry may be in the log by now, with the old amount."""
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100))), Admitted)
+    await rig.turn_to(NOW_MS + 5_000)
+    (due,) = await rig.hot.claim_due(ORG, 5)
+    assert due.amount_nano == 40
+    assert await resize(rig, 10, proposal(100)) is None
+    assert await held(rig, proposal(100)) == [40]
+
+
+async def test_a_hold_past_its_time_that_no_reaper_has_lives_on(rig: Rig) -> None:
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100))), Admitted)
+    await rig.turn_to(NOW_MS + 5_001)
+    assert isinstance(await resize(rig, 60, proposal(100)), Admitted)
+    assert await rig.hot.claim_due(ORG, 5) == ()
+    assert await held(rig, proposal(100)) == [60]
+
+
+async def test_its_event_changes_nothing_more_and_an_earlier_one_nothing_at_all(rig: Rig) -> None:
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100))), Admitted)
+    await rig.turn_to(NOW_MS + 10)
+    assert isinstance(await resize(rig, 60, proposal(100)), Admitted)
+    before = copy.deepcopy(await rig.state())
+
+    def told(offset: int, amount_nano: int, time_ms: int) -> FoldStep:
+        return FoldStep(
+            "resize",
+            offset,
+            "gw_1",
+            offset + 1,
+            "txn_1",
+            amount_nano,
+            (CHARGE,),
+            '{"to":"other"}',
+            time_ms + 5_000,
+            time_ms,
+        )
+
+    assert await rig.hot.apply(ORG, PLACE_OF_HOLDS, [told(0, 55, NOW_MS + 9)], 1) == Applied(1, 0)
+    assert await rig.hot.apply(ORG, PLACE_OF_HOLDS, [told(1, 60, NOW_MS + 10)], 2) == Applied(1, 0)
+    after = await rig.state()
+    assert after.holds == before.holds
+    assert await held(rig, proposal(100)) == [60]
+    assert await rig.hot.apply(ORG, PLACE_OF_HOLDS, [told(2, 70, NOW_MS + 11)], 3) == Applied(1, 0)
+    assert await held(rig, proposal(100)) == [70]
+    assert await rig.hot.apply(ORG, PLACE, [settle(0, 7, "txn_1")], 1) == Applied(1, 0)
+    standings = await rig.hot.peek(ORG, [proposal(100)])
+    assert standings is not None
+    assert (standings[0].spent_nano, standings[0].held_nano) == (7, 0)
+
+
+async def test_a_rebuild_after_resizes_gives_the_same_state(rig: Rig) -> None:
+    budgets = (proposal(1_000), proposal(1_000, "bud_2", RING))
+    for number, amount_nano in enumerate((40, 50, 60)):
+        assert isinstance(await rig.hot.reserve(request_of(amount_nano, *budgets, name=f"txn_{number}")), Admitted)
+    await rig.turn_to(NOW_MS + 250)
+    assert isinstance(await resize(rig, 75, *budgets, name="txn_0"), Admitted)
+    assert isinstance(await resize(rig, 5, *budgets, name="txn_1"), Admitted)
+    charges = tuple(each.charge() for each in budgets)
+    await rig.hot.apply(ORG, PLACE, [settle(0, 3, "txn_1", charges)], 1)
+    before = copy.deepcopy(await rig.state())
+    image = fold.image_of(before)
+    await rig.go_cold()
+    assert await rig.hot.load(ORG, image, "epoch-2")
+    after = await rig.state()
+    assert (after.windows, after.rings, after.holds, after.due) == (
+        before.windows,
+        before.rings,
+        before.holds,
+        before.due,
+    )
+    twin = OrgState()
+    fold.load(twin, image, "epoch-2", NOW_MS + 250)
+    assert (twin.windows, twin.rings, twin.holds, twin.due) == (after.windows, after.rings, after.holds, after.due)
+
+
+async def test_of_many_resizes_at_once_as_many_pass_as_there_is_room_for(valkey_url: str) -> None:
+    gateways = [ValkeyHotState(ValkeyConnection(valkey_url)) for _ in range(3)]
+    await gateways[0].load(ORG, EMPTY, "e1")
+    now_ms = await gateways[0].now_ms()
+    day = CalendarSpan(now_ms - 3_600_000, now_ms + 3_600_000)
+    # Forty hold 10; each wants 30: there is room for seven more times 20.
+    budget = proposal(40 * 10 + 7 * 20 + 19, "bud_team", day)
+    for number in range(40):
+        assert isinstance(await gateways[0].reserve(request_of(10, budget, name=f"txn_{number}")), Admitted)
+    asked = [request_of(30, budget, name=f"txn_{number}") for number in range(40)]
+    answers = await asyncio.gather(*(gateways[number % 3].resize(each) for number, each in enumerate(asked)))
+    assert sum(isinstance(answer, Admitted) for answer in answers) == 7
+    assert sum(isinstance(answer, Refused) for answer in answers) == 33
+    state = await read_state(gateways[0]._connection, ORG)
+    assert sum(figures.held_nano for figures in state.windows.values()) == 40 * 10 + 7 * 20
+    for gateway in gateways:
+        await gateway.close()
