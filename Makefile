@@ -10,7 +10,7 @@ up:
 test: lint
 	@tools/fetch_kafka.sh
 	@tools/setup_clients.sh
-	@.venv/bin/pytest $(ARGS)
+	@tools/test.sh $(ARGS)
 
 lint:
 	@tools/setup.sh dev

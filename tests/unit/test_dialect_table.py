@@ -12,7 +12,7 @@ def test_the_table_is_the_registry() -> None:
     }
 
 
-@pytest.mark.parametrize("vendor", [*DIALECTS, *COMPATIBLE_BASE_URLS, *KEYLESS, "somebody"])
+@pytest.mark.parametrize("vendor", [*DIALECTS, *COMPATIBLE_BASE_URLS, *sorted(KEYLESS), "somebody"])
 def test_both_give_a_vendor_the_same_dialect(vendor: str) -> None:
     assert registry.dialect_of(vendor).name == default_dialect(vendor)
 

@@ -107,6 +107,11 @@ def test_more_than_any_model_takes_is_refused(body: bytes, param: str | None) ->
     assert refusal(body) == ("invalid_request", param)
 
 
+def test_a_prediction_nested_deeper_than_can_be_written_is_refused() -> None:
+    body = body_of(max_tokens=1)[:-1] + b',"prediction":' + b"[" * 300 + b"]" * 300 + b"}"
+    assert refusal(body) == ("invalid_request", "prediction")
+
+
 def test_as_much_as_is_allowed_is_read() -> None:
     body = body_of(
         messages=[*HELLO * (MAX_MESSAGES - 1), {"role": "user", "content": ["x"] * MAX_PARTS}],

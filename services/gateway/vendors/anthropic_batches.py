@@ -7,7 +7,7 @@ from services.core.estimate import Demand
 from services.core.usage.anthropic_messages import BatchShape, MessagesShape
 from services.gateway.vendors import RequestFacts, RequestRefusedError, RouteRequest
 from services.gateway.vendors.anthropic_messages import DECIDED, asks_one_hour, demand_of, has_long_window
-from services.gateway.vendors.fields import Fields, encoded, flag, invalid, model_name, objects, read_object
+from services.gateway.vendors.fields import Fields, encoded, flag, invalid, is_plain, model_name, objects, read_object
 
 MAX_REQUESTS: Final = 100_000
 _CONTEXT: Final = {"processing": "batch"}
@@ -20,7 +20,8 @@ _NOTHING: Final = Demand(input_tokens=0, output_tokens_limit=0)
 def read_batch(request: RouteRequest) -> RequestFacts:
     """The facts of a batch, those of its requests in `lines`; raises `RequestRefusedError` naming the field."""
     fields = read_object(request.body, frozenset({"requests"}))
-    _refuse_twice(request.body)
+    if not is_plain(request.body, fields):
+        _refuse_twice(request.body)
     entries = objects(fields, "requests", MAX_REQUESTS)
     if not entries:
         raise invalid("requests", "requests must be a list of at least one request")
