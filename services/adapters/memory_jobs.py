@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from services.core.jobs import Claim, Job, decode_job, encode_job
+from services.core.jobs import ENDED_MS, Claim, Job, decode_job, encode_job
 
 
 @dataclass(slots=True)
@@ -21,14 +21,17 @@ class MemoryJobs:
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._kept: dict[str, dict[tuple[str, str], _Kept]] = {}
+        self._ended: dict[tuple[str, str, str], int] = {}
         self._tokens = count(1)
 
     def all(self) -> list[Job]:
         """Every job that is kept."""
         return [decode_job(each.body) for kept in self._kept.values() for each in kept.values()]
 
-    async def keep(self, job: Job, next_ms: int) -> None:
+    async def keep(self, job: Job, next_ms: int, *, again: bool = False) -> None:
         """See the port."""
+        if not again and self._ended.get((job.org, job.vendor, job.job_id), 0) > self._clock():
+            return
         kept = self._kept.setdefault(job.org, {})
         kept.setdefault((job.vendor, job.job_id), _Kept(encode_job(job), self._clock() + next_ms))
 
@@ -55,7 +58,9 @@ class MemoryJobs:
         """See the port."""
         if self._of(claim) is None:
             return False
-        del self._kept[claim.job.org][claim.job.vendor, claim.job.job_id]
+        job = claim.job
+        del self._kept[job.org][job.vendor, job.job_id]
+        self._ended[job.org, job.vendor, job.job_id] = self._clock() + ENDED_MS
         return True
 
     def _claimed(self, kept: _Kept, lease_ms: int) -> Claim:

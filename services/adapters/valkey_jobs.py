@@ -1,8 +1,9 @@
 """`core.jobs.Jobs` in Valkey or Redis, beside the hot state and outside every org's own keys.
 
 A rebuild clears an org's keys, and a job must outlive that: so its keys begin with ``jobs:``, though they share the
-org's slot. ``jobs:{org}`` is a hash of the records by ``vendor/id``, ``jobs:{org}:claims`` one of ``until token``, and
-``jobs:{org}:due`` orders the names by when they are to be asked for. The clock is the server's.
+org's slot. ``jobs:{org}`` is a hash of the records by ``vendor/id``, ``jobs:{org}:claims`` one of ``until token``,
+``jobs:{org}:due`` orders the names by when they are to be asked for, and ``jobs:{org}:ended`` those that were ended by
+when that may be forgotten. The clock is the server's.
 """
 
 import secrets
@@ -13,11 +14,11 @@ import structlog
 
 from services.adapters.valkey_connection import Argument, ValkeyConnection
 from services.adapters.valkey_scripts import Script
-from services.core.jobs import Claim, Job, decode_job, encode_job
+from services.core.jobs import ENDED_MS, Claim, Job, decode_job, encode_job
 
 log = structlog.get_logger()
 
-# KEYS: records, claims, due. `take` claims the job ARGV names, unless another has it.
+# KEYS: records, claims, due, ended. `take` claims the job ARGV names, unless another has it.
 _HEAD: Final = """#!lua
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -41,8 +42,12 @@ local function has(name, token)
   return claim and string.match(claim, ' (.*)$') == token
 end
 """
-# ARGV: name, record, milliseconds until it is due.
+# ARGV: name, record, milliseconds until it is due, 1 for one that may have been ended.
 _KEEP: Final = """
+local ended = redis.call('ZSCORE', KEYS[4], ARGV[1])
+if ended and tonumber(ended) > now and ARGV[4] ~= '1' then
+  return
+end
 if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1 then
   redis.call('ZADD', KEYS[3], string.format('%d', now + ARGV[3]), ARGV[1])
 end
@@ -68,7 +73,7 @@ if has(ARGV[1], ARGV[2]) then
   redis.call('ZADD', KEYS[3], string.format('%d', now + ARGV[4]), ARGV[1])
 end
 """
-# ARGV: name, token.
+# ARGV: name, token, milliseconds until its end may be forgotten.
 _END: Final = """
 if not has(ARGV[1], ARGV[2]) then
   return 0
@@ -76,6 +81,9 @@ end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
+redis.call('ZADD', KEYS[4], string.format('%d', now + ARGV[3]), ARGV[1])
+redis.call('PEXPIRE', KEYS[4], ARGV[3])
 return 1
 """
 
@@ -88,9 +96,9 @@ class ValkeyJobs:
         bodies = {"keep": _KEEP, "claim": _CLAIM, "claim_due": _CLAIM_DUE, "put_back": _PUT_BACK, "end": _END}
         self._scripts = {name: Script.of(_HEAD + body) for name, body in bodies.items()}
 
-    async def keep(self, job: Job, next_ms: int) -> None:
+    async def keep(self, job: Job, next_ms: int, *, again: bool = False) -> None:
         """See the port."""
-        await self._run("keep", job.org, _name(job.vendor, job.job_id), encode_job(job), next_ms)
+        await self._run("keep", job.org, _name(job.vendor, job.job_id), encode_job(job), next_ms, int(again))
 
     async def claim(self, org: str, vendor: str, job_id: str, lease_ms: int) -> Claim | None:
         """See the port."""
@@ -112,11 +120,12 @@ class ValkeyJobs:
     async def end(self, claim: Claim) -> bool:
         """See the port."""
         job = claim.job
-        return bool(await self._run("end", job.org, _name(job.vendor, job.job_id), claim.token))
+        return bool(await self._run("end", job.org, _name(job.vendor, job.job_id), claim.token, ENDED_MS))
 
     async def _run(self, script: str, org: str, *arguments: Argument) -> Any:
         place = f"jobs:{{{org}}}"
-        return await self._scripts[script].run(self._connection, [place, f"{place}:claims", f"{place}:due"], arguments)
+        keys = [place, f"{place}:claims", f"{place}:due", f"{place}:ended"]
+        return await self._scripts[script].run(self._connection, keys, arguments)
 
 
 def _name(vendor: str, job_id: str) -> str:

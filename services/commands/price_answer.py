@@ -12,7 +12,7 @@ from services.core.catalog import Catalog, Found
 from services.core.components import BY_COUNT, COMPONENTS
 from services.core.events import ComponentCost
 from services.core.money import format_usd
-from services.core.pricing import Price, price_usage, unpriced_counts
+from services.core.pricing import Price, price_usage, unpriced_contexts, unpriced_counts
 from services.core.usage.reading import BodyReader, Framing, Reading, StreamReader
 from services.gateway.vendors.registry import DIALECTS, framing_of, routes_of, shape_of
 
@@ -95,6 +95,10 @@ def _costs(
     if unpriced:
         names = ", ".join(f"{count} ({reading.usage[count]})" for count in unpriced)
         raise NoPriceError("unpriced_component", f"{found.model_priced} has no price for {names}")
+    contexts = unpriced_contexts(found.price, context)
+    if contexts:
+        names = ", ".join(contexts)
+        raise NoPriceError("unpriced_context", f"{found.model_priced} has no price for {names} at that time")
     return price_usage(found.price, reading.usage, context)
 
 

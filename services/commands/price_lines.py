@@ -58,7 +58,10 @@ def read_answer(fields: Mapping[str, Any]) -> Answer:
             "invalid_field", f"at must be a moment such as 2026-10-14 or 2026-10-14T09:30:00Z, not {at!r}"
         )
     context = {"service_tier": fields["service_tier"]} if fields.get("service_tier") else {}
-    if fields.get("batch"):
+    batch = fields.get("batch")
+    if batch is not None and not isinstance(batch, bool):
+        raise NoPriceError("invalid_field", "batch must be true or false")
+    if batch:
         context["processing"] = "batch"
     body = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
     return Answer(fields["vendor"], body, stream, fields.get("route"), fields.get("model"), at_ms, context)

@@ -75,8 +75,8 @@ def catalogs(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = F
 
 @app.command("diff")
 def diff(
-    old: Annotated[str | None, typer.Argument(help="From this catalog; default: the one in use.")] = None,
-    new: Annotated[str | None, typer.Argument(help="To this one; default: the newest that is proposed.")] = None,
+    new: Annotated[str | None, typer.Argument(help="To this catalog; default: the newest that is proposed.")] = None,
+    old: Annotated[str | None, typer.Option("--from", help="From this one; default: the one in use.")] = None,
     vendor: Annotated[str | None, typer.Option(help="Only this vendor's models.")] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,

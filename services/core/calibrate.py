@@ -1,6 +1,6 @@
 """Estimates learned from settled calls (`calibrated`, PR-5): of calls alike, what share of their bound did they cost?
 
-For each key (vendor, model, route) the last `SAMPLES` shares are kept, in thousandths of the bound, rounded up. An
+For each key (org, vendor, model, route) the last `SAMPLES` shares are kept, in thousandths of the bound, rounded up. An
 estimate is the bound times a high quantile of them, times a margin, and never more than the bound itself. Unlike the
 bound it can be too low: how often it was is counted by whoever settles (a cost above its hold).
 """
@@ -19,7 +19,8 @@ MARGIN_THOUSANDTHS: Final = 1250
 # How many new samples make the quantile worth finding again.
 _REFRESH: Final = 16
 
-Key = tuple[str, str, str]
+# Org, vendor, model, route: what one org's calls cost is nobody else's business, and says nothing of theirs.
+Key = tuple[str, str, str, str]
 
 
 @dataclass(slots=True)

@@ -4,9 +4,9 @@ As JSON: ``{"version", "format": 2, "models": [entry, …], "also": {vendor: [ve
 "model", "aliases": […], "prefixes": […], "prices": [period, …], "variants": [variant, …], "max_output_tokens",
 "context_window", "minimums": {count: n}}``. A period is ``{"from": "2026-10-12" | null, "daily": ["00:30:00",
 "16:30:00"] | null, "usd": {component: "2.500000000"}, "tiers": [{"above_input_tokens", "usd"}]}``; the last that is in
-force counts, else the first. A variant is ``{"when": {name: value}, "from", "usd", "tiers"}`` and overrides the rates
-that it names; the first that holds counts. All dates are days in UTC. `also` names the vendors whose prices hold where
-a vendor resells their models.
+force counts, and before the first there is no price. A variant is ``{"when": {name: value}, "from", "usd", "tiers"}``
+and overrides the rates that it names; the first that holds counts. All dates are days in UTC. `also` names the vendors
+whose prices hold where a vendor resells their models.
 
 A catalog without ``format`` is of the first form, one price a model; it stays readable because orgs may refer to it.
 """
@@ -83,9 +83,11 @@ class Model:
     minimums: Mapping[str, int]
     _prices: dict[tuple[int, ...], Price] = field(default_factory=dict, compare=False, repr=False)
 
-    def price_at(self, at_ms: int) -> Price:
-        """The price in force at an instant (Unix milliseconds)."""
-        number = next((i for i in reversed(range(len(self.periods))) if self.periods[i].is_in_force(at_ms)), 0)
+    def price_at(self, at_ms: int) -> Price | None:
+        """The price in force at an instant (Unix milliseconds); None when its first one is still to come."""
+        number = next((i for i in reversed(range(len(self.periods))) if self.periods[i].is_in_force(at_ms)), None)
+        if number is None:
+            return None
         active = [i for i, each in enumerate(self.variants) if each.from_ms is None or at_ms >= each.from_ms]
         key = (number, *active)
         price = self._prices.get(key)
@@ -134,7 +136,8 @@ class Catalog:
             found = self._find(each, model if each == vendor else _bare(vendor, model))
             if found is not None:
                 known, match = found
-                return Found(known.name, match if each == vendor else "normalised", known.price_at(at_ms))
+                price = known.price_at(at_ms)
+                return None if price is None else Found(known.name, match if each == vendor else "normalised", price)
         return None
 
     def _find(self, vendor: str, model: str) -> tuple[Model, Match] | None:

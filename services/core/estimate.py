@@ -1,6 +1,6 @@
 """What a call can cost before it is made (`strict`, PR-5), and what it used where the vendor does not say (PR-3)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -10,7 +10,14 @@ from services.core.events import UsageSource
 from services.core.money import divide_half_even
 from services.core.pricing import NO_CONTEXT, Context, Price, Rates
 
+# About the most that reasoning models write: more than nearly all of them do, since a guess must not lose money.
+TOKENS_PER_SECOND: Final = 250
+
 _NO_COUNTS: Final[Mapping[str, int]] = MappingProxyType({})
+
+
+# What stands in for the longest answer where none costs anything: a figure for the record, and no bound of money.
+_FREE_LIMIT: Final = 65_536
 
 
 class UnboundedError(ValueError):
@@ -22,11 +29,12 @@ class UnboundedError(ValueError):
 
 
 class UnpricedComponentError(ValueError):
-    """The request uses something the model has no price for; `component` names it."""
+    """The request uses something the model has no price for; `component` names it, `param` the field at fault."""
 
-    def __init__(self, component: str) -> None:
+    def __init__(self, component: str, param: str = "model") -> None:
         super().__init__(f"this model has no price for {component.replace('_', ' ')}: the cost can't be known")
         self.component = component
+        self.param = param
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +87,12 @@ def strict_bound(price: Price, demand: Demand) -> Bound:
     limit = demand.output_tokens_limit
     if limit is None:
         limit = price.max_output_tokens if price.max_output_tokens is not None else price.context_window
+    if limit is None and _is_free(price, demand, "output"):
+        limit = _FREE_LIMIT
     if limit is None:
         raise UnboundedError(demand.limit_param)
     input_tokens = demand.input_tokens
-    if demand.rounds > 1 or demand.unseen is not None:
+    if (demand.rounds > 1 or demand.unseen is not None) and not _is_free(price, demand, "input"):
         if price.context_window is None:
             raise _no_window(demand.unseen or "tools")
         input_tokens = max(input_tokens, price.context_window) * demand.rounds
@@ -94,6 +104,17 @@ def strict_bound(price: Price, demand: Demand) -> Bound:
             _check_priced(rates, demand)
             amounts.append(_most(rates, demand, input_tokens, output_tokens, price.minimums))
     return Bound(input_tokens, output_tokens, max(amounts), demand.counts)
+
+
+def _is_free(price: Price, demand: Demand, tree: str) -> bool:
+    """Whether tokens of a tree cost nothing, however many there are: a server of one's own."""
+    sets = [price.rate_sets(context) for context in demand.contexts]
+    every = [rates for base, tiers in sets for rates in (base, *(tier.rates for tier in tiers))]
+    return all(
+        found and not any(rates[each.name] for each in found)
+        for rates in every
+        for found in [_of_tree(rates, tree, demand.parts)]
+    )
 
 
 def _no_window(param: str) -> UnboundedError:
@@ -109,7 +130,7 @@ def _reachable(price: Price, context: Context, input_tokens: int) -> list[Rates]
 def _check_distinct(price: Price, distinct: Context) -> None:
     for name, value in distinct.items():
         if not any(variant.when.get(name) == value for variant in price.variants):
-            raise UnpricedComponentError(f"{name} {value}")
+            raise UnpricedComponentError(f"{name} {value}", name)
 
 
 def _check_priced(rates: Rates, demand: Demand) -> None:
@@ -187,11 +208,18 @@ def fill_in_usage(
     return usage, "estimated" if missing else "reported"
 
 
-def within_bound(usage: Mapping[str, int], source: UsageSource, bound: Bound) -> dict[str, int]:
-    """`usage` as it is settled: estimates never go past what was held for them; a vendor's report stays."""
+def unseen_tokens(unseen_ms: int) -> int:
+    """The output tokens that a model may have written in so many milliseconds without any of them to be seen."""
+    return -(-unseen_ms * TOKENS_PER_SECOND // 1000)
+
+
+def within_bound(
+    usage: Mapping[str, int], source: UsageSource, bound: Bound, reported: Container[str] = ()
+) -> dict[str, int]:
+    """`usage` as it is settled: estimates never go past what was held for them; what the vendor `reported` stays."""
     settled = dict(usage)
     if source == "estimated":
         for name, most in (("input_tokens", bound.input_tokens), ("output_tokens", bound.output_tokens)):
-            if name in settled:
+            if name in settled and name not in reported:
                 settled[name] = min(settled[name], most)
     return settled

@@ -8,6 +8,7 @@ go, where its org wants that: BU-5), as it is when a gateway dies between the en
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, cast
 
 from services.core.budgets import Charge, EstimateMode
@@ -24,8 +25,11 @@ HOLD_MS: Final[Mapping[JobKind, int]] = {
     "anthropic.batch": 26 * 3_600_000,
     "openai.response": 2 * 3_600_000,
 }
+# For this long a job that was ended can't be kept again: whoever keeps it goes on trying for less than a minute.
+ENDED_MS: Final = 3_600_000
 # After this long nobody asks for a job any more. By then its hold has long been booked at its estimate.
 GIVE_UP_MS: Final = 3 * 24 * 3_600_000
+_NO_COUNTS: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,9 @@ class JobPart:
     """What a job's lines of one model can use in all, and the most that one of them can; tokens and other counts.
 
     A job without lines of its own is one line. `price` is the model's as it was when the job was held, `bound_nano` the
-    part of the job's bound that these lines are.
+    part of the job's bound that these lines are. `counts` bounds the other counts of all lines, `line_counts` those of
+    one; `counted` and `line_counted` are, in the same way, what the lines' requests themselves are charged for, which
+    no answer reports (a search that a request asks for).
     """
 
     model: str
@@ -45,6 +51,9 @@ class JobPart:
     line_input_tokens: int
     line_output_tokens: int
     bound_nano: int
+    line_counts: Mapping[str, int] = field(default_factory=lambda: _NO_COUNTS)
+    counted: Mapping[str, int] = field(default_factory=lambda: _NO_COUNTS)
+    line_counted: Mapping[str, int] = field(default_factory=lambda: _NO_COUNTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,8 @@ class Job:
     `path`, `query` and `headers` lead back to it: it was submitted to `path` below the vendor's base URL. `endpoint` is
     the route of an OpenAI batch's lines. `context` is the price context its request decided. `by_own_key`: it was
     submitted with its caller's own vendor key, which is not kept, so only that caller can ask for it. `tries` counts
-    the times that its results could not be had.
+    the times that its results could not be had; `gone` those of them when the vendor knew nothing of it, which counts
+    again from `gone_from_ms` on.
     """
 
     org: str
@@ -81,6 +91,8 @@ class Job:
     by_own_key: bool
     gives_up_at_ms: int
     tries: int = 0
+    gone: int = 0
+    gone_from_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +109,12 @@ class Jobs(Protocol):
     Raises `ports.UnavailableError`. What is lost here costs exactness, never money: see the module.
     """
 
-    async def keep(self, job: Job, next_ms: int) -> None:
-        """Keeps a new job, to be asked for in `next_ms`; one that is there already stays as it is."""
+    async def keep(self, job: Job, next_ms: int, *, again: bool = False) -> None:
+        """Keeps a new job, to be asked for in `next_ms`; one that is there already stays as it is.
+
+        One that was ended in the last `ENDED_MS` is not kept: whoever had no answer from a first `keep` may try once
+        more after others have found the job and ended it. `again` is for who ended it and could not settle it.
+        """
 
     async def claim(self, org: str, vendor: str, job_id: str, lease_ms: int) -> Claim | None:
         """The job, for this caller alone until `lease_ms` have passed; None when there is none, or another has it."""
@@ -117,7 +133,7 @@ class Jobs(Protocol):
 def encode_job(job: Job) -> bytes:
     """The job as JSON."""
     fields = {
-        **{name: getattr(job, name) for name in _PLAIN},
+        **{name: getattr(job, name) for name in (*_PLAIN, *_LATER)},
         "facts": encode_facts(job.facts),
         "charges": [[each.budget_id, each.scope, each.window] for each in job.charges],
         "context": dict(job.context),
@@ -134,6 +150,7 @@ def decode_job(body: bytes) -> Job:
     return Job(
         **{
             **{name: fields[name] for name in _PLAIN},
+            **{name: fields.get(name, 0) for name in _LATER},
             "facts": decode_facts(fields["facts"]),
             "charges": tuple(Charge(*each) for each in fields["charges"]),
             "context": fields["context"],
@@ -150,6 +167,8 @@ _PLAIN: Final = (
     "org", "vendor", "job_id", "kind", "dialect", "path", "query", "headers", "endpoint", "transaction_id", "held_nano",
     "bound_nano", "estimate_mode", "http_status", "trace", "by_own_key", "gives_up_at_ms", "tries",
 )  # fmt: skip
+# Counts that records of earlier gateways do not have.
+_LATER: Final = ("gone", "gone_from_ms")
 
 
 def _part_fields(part: JobPart) -> dict[str, object]:
@@ -163,6 +182,9 @@ def _part_fields(part: JobPart) -> dict[str, object]:
         "line_input_tokens": part.line_input_tokens,
         "line_output_tokens": part.line_output_tokens,
         "bound_nano": part.bound_nano,
+        "line_counts": dict(part.line_counts),
+        "counted": dict(part.counted),
+        "line_counted": dict(part.line_counted),
         "price": {
             "rates": dict(price.rates),
             "tiers": _tiers_fields(price.tiers),

@@ -17,6 +17,14 @@ from services.core.money import divide_half_even
 Rates = Mapping[str, int]
 Context = Mapping[str, str]
 
+# What vendors call the context that their listed prices are for.
+_STANDARD: Final[Mapping[str, frozenset[str]]] = {
+    "service_tier": frozenset({"default", "standard", "auto", "standard_only", "on_demand", "scale", "batch"}),
+    "processing": frozenset({"standard"}),
+    "speed": frozenset({"standard"}),
+    "inference_geo": frozenset({"global", "not_available"}),
+}
+
 NO_CONTEXT: Final[Context] = MappingProxyType({})
 _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -102,6 +110,16 @@ def unpriced_counts(price: Price, usage: Mapping[str, int], context: Context = N
     ]
     flat = [each.count for each in FLAT if each.name not in rates]
     return tuple(count for count in (*roots, *flat) if usage.get(count, 0) > 0)
+
+
+def unpriced_contexts(price: Price, context: Context) -> tuple[str, ...]:
+    """What of a context (``service_tier=flex``) is not the standard one and has no rates of its own in the price."""
+    known = {item for variant in price.variants for item in variant.when.items()}
+    return tuple(
+        f"{name}={value}"
+        for name, value in context.items()
+        if value not in _STANDARD.get(name, ()) and (name, value) not in known
+    )
 
 
 def _split(tree: str, rates: Rates, usage: Mapping[str, int]) -> Iterator[ComponentCost]:

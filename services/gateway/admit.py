@@ -10,7 +10,7 @@ import structlog
 from ulid import ULID
 
 from services.core.budgets import Budget, Charge, EstimateMode, Standing, propose, tightest
-from services.core.calibrate import Calibration
+from services.core.calibrate import Calibration, Key
 from services.core.codec import encode_facts
 from services.core.estimate import Bound, UnboundedError, UnpricedComponentError, strict_bound
 from services.core.events import Attempt, CallFacts, Reservation
@@ -21,7 +21,7 @@ from services.core.ports import HotState, OutboxEvent, OutboxFullError, Unavaila
 from services.core.pricebook import UNPRICED, Priced
 from services.core.pricing import Price
 from services.core.snapshot import Connection, RouteRule
-from services.gateway.connect import SANDBOX, Connector, Target
+from services.gateway.connect import Connector, Target
 from services.gateway.deny import BUDGET_STATUS, Denier
 from services.gateway.jobs.lines import bound_lines, free_batch, whole_part
 from services.gateway.observe import CallSpan, Tracing, event_headers
@@ -118,6 +118,21 @@ class Admitter:
 
     async def admit(self, asked: Asked, view: OrgView, timing: Timing) -> AdmittedCall:
         """Holds and records a call. Raises `RefusedError`."""
+        attempt = self._attempt(asked, view, timing)
+        try:
+            return await self._decide(attempt)
+        except RefusedError as refusal:
+            attempt.span.end({"farthing.transaction_id": attempt.transaction_id}, error=refusal.code)
+            raise
+
+    def refused(self, asked: Asked, view: OrgView, timing: Timing, error: RequestRefusedError) -> RefusedError:
+        """The refusal, on its way to the ledger, of a call whose request can't be read or bounded."""
+        attempt = self._attempt(asked, view, timing)
+        refusal = self._denied(attempt, error.code, str(error), param=error.param)
+        attempt.span.end({"farthing.transaction_id": attempt.transaction_id}, error=refusal.code)
+        return refusal
+
+    def _attempt(self, asked: Asked, view: OrgView, timing: Timing) -> "_Attempt":
         vendor = asked.vendor if asked.vendor is not None else self._connector.default_for(asked.facts.model)
         facts = CallFacts(
             identity=asked.identity,
@@ -131,12 +146,7 @@ class Admitter:
             auth_mode=METERED if asked.own_key is None else BYOK,
         )
         span = self._tracing.begin(asked.facts.model, vendor, asked.trace, timing.started_wall_ns)
-        attempt = _Attempt(f"txn_{ULID()}", facts, view, asked, span, timing)
-        try:
-            return await self._decide(attempt)
-        except RefusedError as refusal:
-            span.end({"farthing.transaction_id": attempt.transaction_id}, error=refusal.code)
-            raise
+        return _Attempt(f"txn_{ULID()}", facts, view, asked, span, timing)
 
     async def _decide(self, attempt: "_Attempt") -> AdmittedCall:
         connection = self._connection(attempt)
@@ -173,19 +183,14 @@ class Admitter:
     def _connection(self, attempt: "_Attempt") -> Connection:
         vendor, asked = attempt.facts.vendor, attempt.asked
         snapshot = attempt.view.snapshot
-        connection = self._connector.connection(snapshot, vendor, brings_key=asked.own_key is not None)
-        if connection is None:
-            if vendor == self._connector.default_vendor and self._find(attempt, vendor) is None:
-                raise self._unknown_model(attempt, vendor)  # connecting the vendor would not help
-            message = f"no connection to vendor {vendor!r}; make one: farthing connections set {vendor} --key-env NAME"
-            if vendor == SANDBOX:
-                message = "the sandbox vendor is switched off here; name the model of a connected vendor"
-            raise self._denied(attempt, "no_vendor_connection", message)
-        dialect = asked.candidate.dialect.name
-        if connection.dialect != dialect:
-            message = f"vendor {vendor!r} speaks {connection.dialect}, but this route is {dialect}'s; use its own route"
-            raise self._denied(attempt, "no_vendor_connection", message)
-        return connection
+        brings_key = asked.own_key is not None
+        try:
+            return self._connector.speaking(asked.candidate.dialect, snapshot, vendor, brings_key=brings_key)
+        except ValueError as error:
+            missing = self._connector.connection(snapshot, vendor, brings_key=brings_key) is None
+            if missing and vendor == self._connector.default_vendor and self._find(attempt, vendor) is None:
+                raise self._unknown_model(attempt, vendor) from error  # connecting the vendor would not help
+            raise self._denied(attempt, "no_vendor_connection", str(error)) from error
 
     def _find(self, attempt: "_Attempt", prices_as: str) -> Priced | None:
         if attempt.asked.candidate.route.billing == "unpriced":
@@ -203,12 +208,12 @@ class Admitter:
         attempt.note(priced)
         try:
             bound = strict_bound(priced.price, attempt.asked.facts.demand)
-            job, model = attempt.asked.job, attempt.asked.facts.model
-            return priced, bound, () if job is None else (whole_part(model, priced, bound),)
+            job, asked = attempt.asked.job, attempt.asked.facts
+            return priced, bound, () if job is None else (whole_part(asked.model, priced, bound, asked.counted),)
         except UnboundedError as error:
             raise self._denied(attempt, "invalid_request", str(error), param=error.param) from error
         except UnpricedComponentError as error:
-            raise self._denied(attempt, "unpriced_feature", str(error), param="model") from error
+            raise self._denied(attempt, "unpriced_feature", str(error), param=error.param) from error
 
     async def _price_lines(
         self, attempt: "_Attempt", connection: Connection
@@ -312,9 +317,9 @@ class Admitter:
         return self._denier.denied(attempt.transaction_id, attempt.facts, attempt.span, 400, code, message, param=param)
 
 
-def calibration_key(facts: CallFacts) -> tuple[str, str, str]:
+def calibration_key(facts: CallFacts) -> Key:
     """What calls must have in common for their costs to tell of each other."""
-    return facts.vendor, facts.model_priced, facts.route
+    return facts.identity.org, facts.vendor, facts.model_priced, facts.route
 
 
 @dataclass(slots=True)

@@ -33,8 +33,10 @@ log = structlog.get_logger()
 
 _FATAL_EXIT: Final = 70
 _BACKLOG: Final = 2048
-# How long calls in flight and then the outbox may take at the end; a supervisor waits ten seconds before it kills.
-_FINISH_S: Final = 6
+# How long calls in flight, then jobs' settlements, then the outbox may take at the end; a supervisor waits ten seconds
+# before it kills.
+_FINISH_S: Final = 5
+_JOBS_S: Final = 2.0
 _DRAIN_S: Final = 2.0
 _GAUGE_INTERVAL_S: Final = 1.0
 _TOPICS_RETRY_S: Final = 1.0
@@ -120,9 +122,10 @@ async def _run_until_stopped(
     outbox: SqliteOutbox,
 ) -> None:
     """Serves, polls and publishes; raises what ended any of them but the server's own orderly end."""
+    looking = asyncio.create_task(assembly.poller.run())
     beside = {
         asyncio.create_task(polling),
-        asyncio.create_task(assembly.poller.run()),
+        looking,
         asyncio.create_task(_publish(event_log, publisher)),
         asyncio.create_task(_keep_gauges(outbox, assembly)),
     }
@@ -133,6 +136,10 @@ async def _run_until_stopped(
         await serving
         for task in ended:
             task.result()
+        # No more jobs are begun; what is settled now must be in the outbox before the outbox is emptied.
+        looking.cancel()
+        await asyncio.wait({looking}, timeout=_JOBS_S)
+        await assembly.finish_jobs(_JOBS_S)
         if not await publisher.drain(_DRAIN_S):
             log.warning(
                 "outbox_not_empty", events=outbox.size(), reason="the log did not take them in time; they are kept"

@@ -1,5 +1,6 @@
 """Puts the gateway together from ports and options: the same for app.py and for every test."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,7 +10,7 @@ from services.core.calibrate import Calibration
 from services.core.jobs import Jobs
 from services.core.ports import Directory, HotState, UnavailableError, VendorTransport
 from services.gateway.admit import Admitter
-from services.gateway.calls import GovernedCalls, Tools
+from services.gateway.calls import GovernedCalls, Serving
 from services.gateway.connect import Connector, OpenSealed
 from services.gateway.deny import Denier
 from services.gateway.fallback import Fallbacks
@@ -31,6 +32,8 @@ from services.gateway.respond import ResponseHeaders
 from services.gateway.routes import Gateway, Surface
 from services.gateway.settle import Settler
 from services.gateway.snapshots import HotClock, Snapshots
+from services.gateway.table import RouteTable
+from services.gateway.vendors.registry import DIALECTS
 
 # A hot state that has not been reached for this long is taken to be away.
 _STALE_S: Final = 3.0
@@ -78,10 +81,17 @@ class Assembly:
     snapshots: Snapshots
     admitter: Admitter
     poller: Poller
+    keeper: Keeper
+    watch: Watch
+
+    async def finish_jobs(self, timeout_s: float) -> None:
+        """Waits for jobs that are being kept or settled, once no more calls are served."""
+        await asyncio.gather(self.keeper.finish_tasks(timeout_s), self.watch.finish_tasks(timeout_s))
 
 
 def assemble(ports: Ports, options: Options) -> Assembly:
     """The gateway. Run `snapshots.run()` and `poller.run()` beside it."""
+    table = RouteTable(DIALECTS.values())
     clock = HotClock()
     prefix = options.header_prefix.lower()
     authenticator = Authenticator(ports.directory, ports.pepper, prefix)
@@ -108,8 +118,10 @@ def assemble(ports: Ports, options: Options) -> Assembly:
     )
     fetcher = Fetcher(ports.vendors, options.vendor_timeout_s)
     keeper = Keeper(ports.jobs, fetcher, JobSettler(ports.outbox, ports.observer, calibration), clock)
+    watch = Watch(free, keeper, names, options.max_response_bytes)
     calls = GovernedCalls(
-        Tools(
+        Serving(
+            table=table,
             authenticator=authenticator,
             connector=connector,
             admitter=admitter,
@@ -119,7 +131,7 @@ def assemble(ports: Ports, options: Options) -> Assembly:
             ),
             settler=Settler(ports.outbox, ports.observer, calibration),
             free=free,
-            watch=Watch(free, keeper, names, options.max_response_bytes),
+            watch=watch,
             submissions=Submissions(
                 fetcher, connector, max_bytes=options.max_response_bytes, timeout_s=options.vendor_timeout_s
             ),
@@ -132,6 +144,7 @@ def assemble(ports: Ports, options: Options) -> Assembly:
         )
     )
     surface = Surface(
+        table=table,
         calls=calls,
         control=Relay("control", options.control_url, ports.relay_transport),
         ledger=Relay("ledger", options.ledger_url, ports.relay_transport),
@@ -147,7 +160,7 @@ def assemble(ports: Ports, options: Options) -> Assembly:
         fetcher=fetcher,
         interval_s=options.job_poll_interval_s,
     )
-    return Assembly(Gateway(surface), snapshots, admitter, poller)
+    return Assembly(Gateway(surface), snapshots, admitter, poller, keeper, watch)
 
 
 class _Readiness:

@@ -25,17 +25,18 @@ from services.gateway.refusal import RefusedError
 from services.gateway.respond import ResponseHeaders, send_refusal
 from services.gateway.settle import Settled, Settler
 from services.gateway.snapshots import OrgView
-from services.gateway.table import Place
+from services.gateway.table import Place, RouteTable
 from services.gateway.timing import Timing
-from services.gateway.unpriced import unpriced_facts, unpriced_place
+from services.gateway.unpriced import NO_DEMAND, UNREAD, unpriced_facts, unpriced_place
 from services.gateway.vendors import Dialect, RequestFacts, RequestRefusedError, RouteRequest
 from services.gateway.vendors.registry import dialect_of
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class Serving:
     """What serving calls takes. The bounds are what one call may hold in memory."""
 
+    table: RouteTable
     authenticator: Authenticator
     connector: Connector
     admitter: Admitter
@@ -55,48 +56,48 @@ class Tools:
 class GovernedCalls:
     """Serves vendors' routes."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._reader = HeaderReader(tools.header_prefix)
-        self._names = ResponseHeaders(tools.header_prefix)
-        self._trailer_header = tools.header_prefix + "trailer"
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._reader = HeaderReader(serving.header_prefix)
+        self._names = ResponseHeaders(serving.header_prefix)
+        self._trailer_header = serving.header_prefix + "trailer"
 
     async def serve(self, scope: Message, receive: Receive, send: Send, place: Place) -> None:
         """Serves one request to a place of a vendor's API."""
         timing = Timing()
-        tools = self._tools
+        serving = self._serving
         dialect = place.candidates[0].dialect if place.candidates else dialect_of(place.vendor or "")
         try:
             headers = self._reader.read(scope["headers"])
             query = own_query(headers, scope["query_string"].decode("latin-1"))
             dialect = likely_dialect(headers, place)
-            identity = await tools.authenticator.identify(headers)
-            view = await tools.admitter.view(identity.org)
+            identity = await serving.authenticator.identify(headers)
+            view = await serving.admitter.view(identity.org)
             if not place.candidates:
-                dialect = tools.connector.spoken(view.snapshot, headers, place)
-                place = unpriced_place(scope["method"], place, dialect, view)
-            choice = tools.connector.choose(view.snapshot, headers, place)
+                dialect = serving.connector.spoken(view.snapshot, headers, place)
+                place = unpriced_place(scope["method"], place, dialect, view, serving.table)
+            choice = serving.connector.choose(view.snapshot, headers, place)
             dialect = choice.candidate.dialect
-            if tools.models.is_asked_for(choice.candidate):
-                await tools.models.serve(send, view, choice.vendor)
+            if serving.models.is_asked_for(choice.candidate):
+                await serving.models.serve(send, view, choice.vendor)
                 return
             rewrite = rewrites(scope, place, choice.candidate)
             if choice.candidate.route.billing == "watched":
-                await tools.watch.serve(scope["method"], receive, send, view, choice, headers, query, rewrite)
+                await serving.watch.serve(scope["method"], receive, send, view, choice, headers, query, rewrite)
                 return
             if choice.candidate.route.billing == "free":
-                await tools.free.serve(scope["method"], receive, send, view, choice, headers, query)
+                await serving.free.serve(scope["method"], receive, send, view, choice, headers, query)
                 return
             timing.identified_ns = time.perf_counter_ns()
-            body = await read_body(receive, headers.content_length, self._tools.max_body_bytes)
+            body = await read_body(receive, headers.content_length, self._serving.max_body_bytes)
             timing.read_ns = time.perf_counter_ns()
             request = RouteRequest(
                 choice.candidate.route, body, choice.candidate.params, query, headers.content_type, headers.forwarded
             )
             asked = await self._asked(identity, choice, request, view, headers, timing)
-            call = await self._tools.admitter.admit(asked, view, timing)
+            call = await self._serving.admitter.admit(asked, view, timing)
         except RefusedError as refusal:
-            self._tools.observer.denied(refusal.code)
+            self._serving.observer.denied(refusal.code)
             await send_refusal(send, dialect, refusal)
             return
         except ClientGoneError:
@@ -113,16 +114,25 @@ class GovernedCalls:
         timing: Timing,
     ) -> Asked:
         """What the call asks for; raises `RefusedError`."""
-        submissions, dialect = self._tools.submissions, choice.candidate.dialect
+        submissions, dialect = self._serving.submissions, choice.candidate.dialect
         vendor, key = choice.vendor, own_key(headers, dialect)
-        job = submissions.job_of(choice.candidate, request.body)
-        if submissions.has_input_file(choice.candidate):
-            vendor = submissions.vendor_of(choice)
-            facts = await submissions.read(request, choice, view, key)
-            timing.read_ns = time.perf_counter_ns()  # the file is a part of what the caller asks for
-            job = job if facts.lines else None
-        else:
-            facts = await read_request(dialect, request)
+        try:
+            if submissions.has_input_file(choice.candidate):
+                vendor = submissions.vendor_of(choice)
+                facts = await submissions.read(request, choice, view, key)
+                timing.read_ns = time.perf_counter_ns()  # the file is a part of what the caller asks for
+                job = submissions.job_of(choice.candidate, facts) if facts.lines else None
+            else:
+                facts = await read_request(dialect, request)
+                job = submissions.job_of(choice.candidate, facts)
+        except RefusedError as refusal:
+            cause = refusal.__cause__
+            if not isinstance(cause, RequestRefusedError):
+                raise
+            # Who asks is known, so it is on record what was refused to whom.
+            unread = RequestFacts("", False, NO_DEMAND, UNREAD, request.body)
+            asked = Asked(identity, choice.candidate, request, unread, vendor, key, headers.trace)
+            raise self._serving.admitter.refused(asked, view, timing, cause) from cause
         return Asked(identity, choice.candidate, request, facts, vendor, key, headers.trace, job)
 
     async def _carry_out(
@@ -136,14 +146,14 @@ class GovernedCalls:
     ) -> None:
         dialect = call.asked.candidate.dialect
         try:
-            call, response = await self._tools.fallbacks.send(call, view, headers.forwarded)
+            call, response = await self._serving.fallbacks.send(call, view, headers.forwarded)
         except VendorFailedError as failure:
             status, code = (504, "vendor_timeout") if failure.timed_out else (502, "vendor_unreachable")
             settled: Settled | None = None
             if failure.was_sent and failure.call.asked.job is not None:
-                self._tools.keeper.settle_at_bound(failure.call, status)
+                self._serving.keeper.settle_at_bound(failure.call, status)
             else:
-                settled = self._tools.settler.settle_unanswered(
+                settled = self._serving.settler.settle_unanswered(
                     failure.call, was_sent=failure.was_sent, http_status=status
                 )
             refusal = RefusedError(status, code, str(failure), fields={"transaction_id": failure.call.transaction_id})
@@ -153,12 +163,12 @@ class GovernedCalls:
             call=call,
             response=response,
             dialect=dialect,
-            settler=self._tools.settler,
-            keeper=self._tools.keeper,
+            settler=self._serving.settler,
+            keeper=self._serving.keeper,
             names=self._names,
             receive=receive,
             send=send,
-            buffer_bytes=self._tools.max_response_bytes,
+            buffer_bytes=self._serving.max_response_bytes,
             with_trailer=headers.spend.get(self._trailer_header, "").lower() == "true",
             rewrite=rewrite,
         )

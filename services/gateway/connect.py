@@ -105,6 +105,19 @@ class Connector:
         base_url = default_base_url(vendor, dialect)
         return None if base_url is None else Connection(vendor, dialect, base_url, None, vendor)
 
+    def speaking(self, dialect: Dialect, snapshot: Snapshot, vendor: str, *, brings_key: bool) -> Connection:
+        """The connection to a vendor that speaks that dialect; raises `ValueError` saying what is in the way."""
+        connection = self.connection(snapshot, vendor, brings_key=brings_key)
+        if connection is None and vendor == SANDBOX:
+            raise ValueError("the sandbox vendor is switched off here; name the model of a connected vendor")
+        if connection is None:
+            make = f"farthing connections set {vendor} --key-env NAME"
+            raise ValueError(f"no connection to vendor {vendor!r}; make one: {make}")
+        if connection.dialect != dialect.name:
+            theirs = f"speaks {connection.dialect}, but this route is {dialect.name}'s"
+            raise ValueError(f"vendor {vendor!r} {theirs}; use its own route")
+        return connection
+
     def target(self, org: str, connection: Connection, own_key: str | None) -> Target:
         """The connection, opened. Raises `ValueError` when the stored key can't be."""
         key = own_key

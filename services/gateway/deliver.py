@@ -1,6 +1,7 @@
 """A vendor's answer on its way to the client, metered as it passes and settled once, however it ends (GW-3, GW-4)."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Final
@@ -16,7 +17,7 @@ from services.gateway.jobs.keeper import GoesOn, Keeper
 from services.gateway.meter import Meter, Metered, is_events, is_stream, meter_for
 from services.gateway.refusal import RefusedError
 from services.gateway.respond import ResponseHeaders, send_refusal, send_whole, trailing_comment
-from services.gateway.settle import NOTHING_USED, Settled, Settler
+from services.gateway.settle import NOTHING_USED, Settled, Settler, at_bound
 from services.gateway.vendors import Dialect
 
 log = structlog.get_logger()
@@ -166,7 +167,12 @@ class Delivery:
         return f"vendor {self._call.target.vendor!r} broke off in its answer"
 
     def _feed(self, chunk: bytes) -> bytes:
-        return chunk if self._meter is None else self._meter.feed(chunk)
+        if self._meter is None:
+            return chunk
+        passed_on = self._meter.feed(chunk)
+        if not self._call.timing.text_ns and self._meter.has_text:
+            self._call.timing.text_ns = time.perf_counter_ns()
+        return passed_on
 
     def _settle(self, *, complete: bool) -> Settled | None:
         """Settles the call, once; later calls change nothing. None when it goes on as a job."""
@@ -183,5 +189,8 @@ class Delivery:
                 self._goes_on = self._keeper.take_over(self._call, metered, self._status)
                 if self._goes_on is not None:
                     return None
+            if not complete and not metered.complete and not self._is_stream and metered.source == "estimated":
+                # Its vendor had written all of it before it sent any.
+                metered = at_bound(self._call)
         self._settled = self._settler.settle(self._call, outcome, metered, self._status)
         return self._settled

@@ -75,7 +75,7 @@ class Forwarder:
         # Each try gets the time that is left, so the last one must have enough of it to be of use.
         last_start_s = ends_s - request.timeout_s / 2
         while True:
-            started_ns = time.perf_counter_ns()
+            started_ns = call.timing.tried_ns = time.perf_counter_ns()
             try:
                 response = await self._transport.send(request)
             except TimedOutError as error:

@@ -96,11 +96,8 @@ class FreeCalls:
         dialect = choice.candidate.dialect
         key = own_key(headers, dialect)
         vendor = choice.vendor or self._connector.default_vendor
-        connection = self._connector.connection(view.snapshot, vendor, brings_key=key is not None)
-        if connection is None or connection.dialect != dialect.name:
-            message = f"no connection to vendor {vendor!r}; make one: farthing connections set {vendor} --key-env NAME"
-            raise RefusedError(400, "no_vendor_connection", message)
         try:
+            connection = self._connector.speaking(dialect, view.snapshot, vendor, brings_key=key is not None)
             target = self._connector.target(view.snapshot.org, connection, key)
         except ValueError as error:
             raise RefusedError(400, "no_vendor_connection", str(error)) from error

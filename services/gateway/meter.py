@@ -44,6 +44,10 @@ class Metered:
 class Meter(Protocol):
     """Reads usage off one response as its bytes pass. `feed` returns the bytes for the client, at once."""
 
+    @property
+    def has_text(self) -> bool:
+        """Whether text of a streamed answer has been seen."""
+
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to hand on: the chunk itself, but for a usage chunk that is hidden."""
 
@@ -84,6 +88,8 @@ def _media_type(headers: Mapping[bytes, bytes]) -> bytes:
 class _FreeMeter:
     """A refusal or failure of the vendor's: nothing was used."""
 
+    has_text = False
+
     def feed(self, chunk: bytes) -> bytes:
         return chunk
 
@@ -93,6 +99,8 @@ class _FreeMeter:
 
 class _BodyMeter:
     """One JSON body."""
+
+    has_text = False
 
     def __init__(self, facts: RequestFacts, headers: Mapping[bytes, bytes]) -> None:
         self._facts = facts
@@ -116,6 +124,11 @@ class _StreamMeter:
         self._reader = StreamReader(facts.shape, framing, orjson.loads)
         self._decoder = Decoder(headers, self._reader.feed)
         self._hides = facts.hide_usage_chunk and self._decoder.plain
+
+    @property
+    def has_text(self) -> bool:
+        """Whether text of the answer has been seen; what can't be read is none."""
+        return self._reader.has_text
 
     def feed(self, chunk: bytes) -> bytes:
         if self._hides:
@@ -257,6 +270,8 @@ def _metered(facts: RequestFacts, reading: Reading, decoder: Decoder) -> Metered
         reading.text_bytes + decoder.unread_bytes,
         facts.demand,
     )
+    if facts.is_unpriced:
+        return Metered({}, "none", complete=True, reading=reading)  # an unknown cost is not a reported one of zero
     if source == "reported" and facts.counted and not reading.usage:
         source = "counted"
     return Metered(usage, source, reading.complete, reading)

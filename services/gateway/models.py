@@ -1,4 +1,4 @@
-"""Which models a caller can use: everything with a price among the vendors that its org can reach."""
+"""Which models a caller can use: what is listed under the names of the vendors that its org can reach."""
 
 from services.gateway.body import Send
 from services.gateway.connect import Connector

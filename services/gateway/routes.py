@@ -11,7 +11,7 @@ from services.gateway.relay import Relay
 from services.gateway.respond import send_ok, send_plain, send_refusal
 from services.gateway.table import Place, RouteTable, spelled
 from services.gateway.vendors import Dialect
-from services.gateway.vendors.registry import DIALECTS, dialect_of
+from services.gateway.vendors.registry import dialect_of
 
 Readiness = Callable[[], Awaitable[str | None]]
 
@@ -25,6 +25,7 @@ _LEDGER_PATHS: Final = ("/v1/transactions", "/v1/spend", "/v1/estimates", "/v1/r
 class Surface:
     """What is behind the one address. `readiness` says why not ready, or None."""
 
+    table: RouteTable
     calls: GovernedCalls
     control: Relay
     ledger: Relay
@@ -36,7 +37,6 @@ class Gateway:
 
     def __init__(self, surface: Surface) -> None:
         self._surface = surface
-        self._table = RouteTable(DIALECTS.values())
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -60,7 +60,7 @@ class Gateway:
     async def _vendor_path(self, scope: Message, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         has_api_version = b"api-version=" in scope["query_string"]
-        place = self._table.find(method, spelled(scope["raw_path"]), has_api_version=has_api_version)
+        place = self._surface.table.find(method, spelled(scope["raw_path"]), has_api_version=has_api_version)
         if place.candidates or (place.is_vendors and not place.allowed):
             await self._surface.calls.serve(scope, receive, send, place)
         elif place.allowed:

@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
 from services.core.budgets import Standing
 from services.core.calibrate import Calibration
-from services.core.estimate import within_bound
+from services.core.estimate import unseen_tokens, within_bound
 from services.core.events import ComponentCost, Outcome, Settlement, UsageSource
 from services.core.money import format_usd
 from services.core.ports import OutboxEvent, OutboxFullError, UnavailableError
-from services.core.pricing import price_usage, unpriced_counts
+from services.core.pricing import price_usage, unpriced_contexts, unpriced_counts
 from services.gateway.admit import AdmittedCall, calibration_key
 from services.gateway.meter import Metered
 from services.gateway.observe import Observer, event_headers
@@ -56,7 +56,8 @@ class Settler:
 
     def settle(self, call: AdmittedCall, outcome: Outcome, metered: Metered, http_status: int) -> Settled:
         """Prices what was used and records it. Call once a call."""
-        usage = within_bound(_at_most(call, metered), metered.source, call.bound)
+        reported = () if metered.reading is None else metered.reading.usage
+        usage = within_bound(_at_most(call, metered), metered.source, call.bound, reported)
         context = price_context(call.request, metered)
         components: tuple[ComponentCost, ...] = ()
         if metered.source != "none":
@@ -78,7 +79,7 @@ class Settler:
             latency_us=call.timing.latency_us(),
             estimate_mode=call.estimate_mode,
             price_context=context,
-            unpriced=unpriced_counts(call.price, usage, context),
+            unpriced=(*unpriced_counts(call.price, usage, context), *unpriced_contexts(call.price, context)),
             attempts=tuple(call.attempts),
         )
         try:
@@ -109,29 +110,45 @@ class Settler:
         """
         if not was_sent:
             return self.settle(call, "vendor_error", NOTHING_USED, http_status)
-        usage = {
-            "input_tokens": call.bound.input_tokens,
-            "output_tokens": call.bound.output_tokens,
-            **call.bound.counts,
-            **call.request.counted,
-        }
-        return self.settle(call, "partial", Metered(usage, "estimated", complete=False), http_status)
+        if call.request.is_unpriced:
+            return self.settle(call, "partial", replace(NOTHING_USED, complete=False), http_status)
+        return self.settle(call, "partial", at_bound(call), http_status)
+
+
+def at_bound(call: AdmittedCall) -> Metered:
+    """What a call used whose vendor may have done all of it and told nothing."""
+    usage = {
+        "input_tokens": call.bound.input_tokens,
+        "output_tokens": call.bound.output_tokens,
+        **call.bound.counts,
+        **call.request.counted,
+    }
+    return Metered(usage, "estimated", complete=False)
 
 
 def _at_most(call: AdmittedCall, metered: Metered) -> Mapping[str, int]:
-    """The usage, with input that no answer told of at the call's own bound: more may have been read than was sent."""
+    """The usage, with estimates for what could not be seen: input, and output of an answer that broke off.
+
+    Input that no answer told of is at the call's own bound: more may have been read than was sent. A model that reasons
+    or draws writes long before any text comes; what of that the vendor did count is in the estimate already.
+    """
     reading = metered.reading
-    if metered.source != "estimated" or reading is None or "input_tokens" in reading.usage:
+    if metered.source != "estimated" or reading is None:
         return metered.usage
-    if "input_tokens" not in metered.usage:
-        return metered.usage
-    return {**metered.usage, "input_tokens": call.bound.input_tokens}
+    usage = dict(metered.usage)
+    if "input_tokens" in usage and "input_tokens" not in reading.usage:
+        usage["input_tokens"] = call.bound.input_tokens
+    if "output_tokens" in usage and "output_tokens" not in reading.usage and not reading.complete:
+        unseen = unseen_tokens(call.timing.unseen_ms())
+        usage["output_tokens"] += max(0, unseen - reading.usage.get("reasoning_tokens", 0))
+    return usage
 
 
 def price_context(request: RequestFacts, metered: Metered) -> dict[str, str]:
     """What picks a call's rates besides its model: what its request decided, and what its answer says."""
     said = {} if metered.reading is None else metered.reading.context
-    return {**said, **request.context}
+    # Where both speak, the vendor knows better: it may serve another tier than it was asked for.
+    return {**request.context, **said}
 
 
 def _end_span(call: AdmittedCall, settled: Settled, http_status: int) -> None:

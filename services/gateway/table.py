@@ -11,10 +11,16 @@ from services.gateway.vendors import Dialect, Route
 
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _VERSION: Final = re.compile(r"v\d+\w*")
-# What some servers leave out of a path before they look at it: parameters of a segment, blanks and control characters.
-_LAX: Final = re.compile(r";[^/]*|[\x00-\x20\x7f]")
+# What some servers leave out of a path before they look at it: parameters of a segment, what looks like a query, blanks
+# and characters that can't be seen.
+_LAX: Final = re.compile(r";[^/]*|[?#].*|[\x00-\x20\x7f-\xa0\s\u200b-\u200f\u2060\ufeff]", re.DOTALL)
+# How often a path may be encoded over and over before nobody decodes it any more.
+_DECODINGS: Final = 8
+# What an id is made of. No server reads it in another way: nothing in it is left out, decoded or a path of its own.
+_ID: Final = re.compile(r"(?!\.)(?=.*[A-Za-z0-9])[A-Za-z0-9._:@~+=,-]+(?<!\.)")
 # Sub-delimiters that vendors use in a segment as they are.
 PLAIN: Final = "-._~!$&'()*+,;=:@"
+_BILLABLE: Final = ("held", "submitted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +47,49 @@ class Place:
     is_vendors: bool = False
 
 
+class _Likeness:
+    """Paths, for asking whether a server that is lax about spelling may take another one for one of them."""
+
+    def __init__(self) -> None:
+        self._literal: set[str] = set()
+        self._patterns: list[re.Pattern[str]] = []
+
+    def add(self, path: str, pattern: re.Pattern[str] | None) -> None:
+        if pattern is None:
+            self._literal.add(path.lower())
+        else:
+            self._patterns.append(re.compile(pattern.pattern, re.IGNORECASE))
+
+    def has(self, plain: str) -> bool:
+        """Whether a path, as the laxest server reads it, is one of these."""
+        return plain.lower() in self._literal or any(pattern.fullmatch(plain) for pattern in self._patterns)
+
+
 class RouteTable:
-    """The routes of dialects, in their order of preference."""
+    """The routes of dialects, in their order of preference.
+
+    A path whose braces would stand for something that is no id leads to no route that is free: whatever passes unheld
+    must be no billable route in the eyes of any server that it comes to.
+    """
 
     def __init__(self, dialects: Iterable[Dialect]) -> None:
         self._literal: dict[str, list[Candidate]] = {}
         self._patterns: dict[tuple[int, str], list[tuple[re.Pattern[str], Dialect, Route]]] = {}
         self._versions: set[str] = set()
+        self._known = _Likeness()
+        self._billable = _Likeness()
         for dialect in dialects:
             self._versions.update(dialect.versions)
             for route in dialect.routes:
                 for path in _spellings(dialect, route):
-                    if "{" in path:
-                        self._patterns.setdefault(_head(path), []).append((_pattern(path, dialect), dialect, route))
-                    else:
+                    pattern = _pattern(path, dialect) if "{" in path else None
+                    if pattern is None:
                         self._literal.setdefault(path, []).append(Candidate(dialect, route))
+                    else:
+                        self._patterns.setdefault(_head(path), []).append((pattern, dialect, route))
+                    self._known.add(path, pattern)
+                    if route.billing in _BILLABLE:
+                        self._billable.add(path, pattern)
 
     def find(self, method: str, path: str, *, has_api_version: bool = False) -> Place:
         """What a request of that method and path (as `spelled`) is.
@@ -77,22 +111,39 @@ class RouteTable:
 
     def resembles(self, path: str) -> bool:
         """Whether a vendor that is lax about spelling may take a path for that of a route here."""
-        plain = _LAX.sub("", unquote(unquote(path)).replace("\\", "/"))
-        plain = re.sub("/+", "/", plain).rstrip("/.")
-        if plain.lower() in {known.lower() for known in self._literal}:
-            return True
-        patterns = (pattern for found in self._patterns.values() for pattern, _, _ in found)
-        return any(re.fullmatch(pattern.pattern, plain, re.IGNORECASE) for pattern in patterns)
+        if any(pattern.fullmatch(path) for pattern, _, _ in self._patterns.get(_head(path), ())):
+            return True  # of a free route, with something in it that is no id
+        plain = _as_lax(path)
+        return any(segment in (".", "..") for segment in plain.split("/")) or self._known.has(plain.rstrip("/."))
 
     def _at(self, path: str) -> list[Candidate]:
         found = list(self._literal.get(path, ()))
         for pattern, dialect, route in self._patterns.get(_head(path), ()):
             match = pattern.fullmatch(path)
-            if match is not None:
-                found.append(
-                    Candidate(dialect, route, {name: unquote(text) for name, text in match.groupdict().items()})
-                )
+            if match is None:
+                continue
+            params = {name: unquote(text) for name, text in match.groupdict().items()}
+            if route.billing in _BILLABLE or self._is_safe(path, route, params):
+                found.append(Candidate(dialect, route, params))
         return found
+
+    def _is_safe(self, path: str, route: Route, params: Mapping[str, str]) -> bool:
+        """Whether a path of a free route is nothing else to anybody."""
+        for name, text in params.items():
+            # Models of other makers are called after them, with a slash; nothing that is only read can be billed.
+            ids = text.split("/") if name == "model" and route.method == "GET" else (text,)
+            if not all(map(_ID.fullmatch, ids)):
+                return False
+        return not self._billable.has(_as_lax(path).rstrip("/."))
+
+
+def _as_lax(path: str) -> str:
+    """A path as the laxest server reads it."""
+    for _ in range(_DECODINGS):
+        if "%" not in path:
+            break
+        path = unquote(path)
+    return re.sub("/+", "/", _LAX.sub("", path.replace("\\", "/")))
 
 
 def spelled(raw_path: bytes) -> str:

@@ -5,19 +5,18 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from services.core.estimate import Demand
+from services.core.usage.folding import SilentFold
 from services.core.usage.reading import Reading, StreamFold
 from services.gateway.refusal import RefusedError
 from services.gateway.snapshots import OrgView
 from services.gateway.table import PLAIN, Candidate, Place, RouteTable
 from services.gateway.vendors import Dialect, RequestFacts, Route, RouteRequest
-from services.gateway.vendors.registry import DIALECTS
 
-_TABLE: Final = RouteTable(DIALECTS.values())
 _NAME_LENGTH: Final = 200
-_NOTHING: Final = Demand(input_tokens=0, output_tokens_limit=0)
+NO_DEMAND: Final = Demand(input_tokens=0, output_tokens_limit=0)
 
 
-def unpriced_place(method: str, place: Place, dialect: Dialect, view: OrgView) -> Place:
+def unpriced_place(method: str, place: Place, dialect: Dialect, view: OrgView, table: RouteTable) -> Place:
     """The place with a candidate made for it. Raises `RefusedError` (404).
 
     Refused are all such routes where the org allows none, and everywhere a priced route in another spelling: its vendor
@@ -27,7 +26,7 @@ def unpriced_place(method: str, place: Place, dialect: Dialect, view: OrgView) -
     if not view.snapshot.allow_unpriced_routes or place.below.count("/") < 2:
         message = f"{method} {name} is not a route this gateway can price, so it is not passed on"
         raise RefusedError(404, "unknown_route", message)
-    if _TABLE.resembles(place.below):
+    if table.resembles(place.below):
         message = f"{method} {name} is a route this gateway prices, spelled in another way; use its own path"
         raise RefusedError(404, "unknown_route", message)
     # What is encoded still in `below` stays so.
@@ -39,7 +38,7 @@ def unpriced_place(method: str, place: Place, dialect: Dialect, view: OrgView) -
 
 def unpriced_facts(request: RouteRequest) -> RequestFacts:
     """Facts of a request that is not read: nothing of it is known, so nothing is held for it."""
-    return RequestFacts(model="", stream=False, demand=_NOTHING, shape=_Unread(), body=request.body)
+    return RequestFacts(model="", stream=False, demand=NO_DEMAND, shape=UNREAD, body=request.body, is_unpriced=True)
 
 
 class _Unread:
@@ -54,15 +53,7 @@ class _Unread:
         return Reading({}, 0, complete=True)
 
     def fold(self) -> StreamFold:
-        return _UnreadFold()
+        return SilentFold()
 
 
-class _UnreadFold:
-    def take(self, name: str | None, value: object) -> bool:
-        return False
-
-    def done(self) -> None:
-        pass
-
-    def reading(self) -> Reading:
-        return Reading({}, 0, complete=True)
+UNREAD: Final = _Unread()

@@ -69,7 +69,8 @@ class Transaction:
             "transaction_id": first.transaction_id,
             "state": self.state,
             "created_at": format_time(first.time_ms),
-            **facts_fields(first.facts),
+            # A call may have gone on to another vendor: what its last event says of it is what was paid for.
+            **facts_fields((self.settlement or self.resized or first).facts),
             "cost_usd": format_usd(self.cost_nano),
             **self._hold_fields(),
             **self._settlement_fields(),

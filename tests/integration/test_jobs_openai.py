@@ -286,7 +286,10 @@ async def test_results_that_can_not_be_had_are_tried_again(there: JobWorld) -> N
     assert settlement.cost_nano == 5 * BATCH_INPUT_NANO + 5 * BATCH_OUTPUT_NANO
 
 
-async def test_who_deletes_the_results_pays_for_all_that_the_batch_could_use(there: JobWorld) -> None:
+async def test_who_deletes_the_results_pays_for_all_that_the_batch_could_use(
+    there: JobWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.jobs.keeper._RETRY_MS", 0)
     batch = await submit(there, line(1))
     ended = answers.batch(batch.id, "completed", output_file="file-gone", counts=(1, 1, 0))
     there.openai.responder.batches[batch.id] = ended  # type: ignore[attr-defined]

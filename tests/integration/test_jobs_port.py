@@ -1,6 +1,7 @@
 """`core.jobs.Jobs`: one suite over both implementations, in memory and in a real Valkey."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from services.core.budgets import Charge
 from services.core.events import Attempt, CallFacts
 from services.core.hotstate import OrgImage
 from services.core.identity import Identity
-from services.core.jobs import Job, JobPart, Jobs, decode_job, encode_job
+from services.core.jobs import ENDED_MS, Job, JobPart, Jobs, decode_job, encode_job
 from services.core.pricing import Price, Tier, Variant
 from tests.support.hot_rig import NOW_MS
 from tests.support.hot_state import turn_clock
@@ -48,7 +49,7 @@ JOB = Job(
     bound_nano=7,
     estimate_mode="calibrated",
     context={"processing": "batch"},
-    parts=(JobPart("gpt-4o", PRICE, 2, 3, 4, {"web_searches": 5}, 6, 7, 8),),
+    parts=(JobPart("gpt-4o", PRICE, 2, 3, 4, {"web_searches": 5}, 6, 7, 8, {"images": 9}, {"pages": 1}, {"pages": 2}),),
     http_status=200,
     attempts=(Attempt(VENDOR, "gpt-4o", "answered", 200, 12),),
     latency_us={"total": 1},
@@ -56,6 +57,8 @@ JOB = Job(
     by_own_key=True,
     gives_up_at_ms=NOW_MS + 1,
     tries=2,
+    gone=1,
+    gone_from_ms=NOW_MS + 2,
 )
 
 
@@ -101,6 +104,46 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[JobsRig]:
 
 def test_a_job_comes_back_as_it_was() -> None:
     assert decode_job(encode_job(JOB)) == JOB
+
+
+def test_a_record_of_before_counts_had_their_lines_can_be_read() -> None:
+    fields = json.loads(encode_job(JOB))
+    del fields["gone"], fields["gone_from_ms"]
+    for name in ("line_counts", "counted", "line_counted"):
+        del fields["parts"][0][name]
+    part = replace(JOB.parts[0], line_counts={}, counted={}, line_counted={})
+    assert decode_job(json.dumps(fields).encode()) == replace(JOB, parts=(part,), gone=0, gone_from_ms=0)
+
+
+async def test_a_job_that_was_ended_is_not_kept_again_for_a_while(rig: JobsRig) -> None:
+    """Whoever had no answer from `keep` tries again; the job may have been settled in between."""
+    other = replace(JOB, job_id="other")
+    await rig.jobs.keep(JOB, 0)
+    assert await rig.jobs.end(await rig.claim())
+    await rig.wait(ENDED_MS - 1)
+    for job in (JOB, other):
+        await rig.jobs.keep(job, 0)
+    assert (await rig.claim(), (await rig.claim(other)).job) == (None, other)
+    assert await rig.due() == []
+    await rig.wait(1)
+    await rig.jobs.keep(JOB, 0)
+    assert (await rig.claim()).job == JOB
+
+
+async def test_a_job_that_was_ended_is_kept_again_by_who_could_not_settle_it(rig: JobsRig) -> None:
+    await rig.jobs.keep(JOB, 0)
+    claim = await rig.claim()
+    assert await rig.jobs.end(claim)
+    await rig.jobs.keep(claim.job, 0, again=True)
+    assert await rig.due() == [JOB.job_id]
+
+
+async def test_an_end_that_was_not_ones_own_forgets_nothing(rig: JobsRig) -> None:
+    await rig.jobs.keep(JOB, 0)
+    claim = await rig.claim()
+    assert not await rig.jobs.end(replace(claim, token="another"))
+    await rig.jobs.put_back(claim, 0)
+    assert await rig.due() == [JOB.job_id]
 
 
 async def test_a_job_is_claimed_by_one_and_ended_once(rig: JobsRig) -> None:

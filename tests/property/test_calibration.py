@@ -13,7 +13,7 @@ from services.core.calibrate import (
     Calibration,
 )
 
-KEY = ("v", "m", "r")
+KEY = ("o", "v", "m", "r")
 # A call: its bound, and what it cost, in thousandths of it.
 CALLS = st.lists(st.tuples(st.integers(1, 10**12), st.integers(0, 1000)), min_size=LEAST_SAMPLES, max_size=700)
 

@@ -1,5 +1,7 @@
 """Paths: whatever stands for a model goes to the vendor as the very same name, and no path upsets the table."""
 
+import re
+import string
 from urllib.parse import quote, unquote
 
 from hypothesis import given
@@ -10,9 +12,14 @@ from services.gateway.vendors import Dialect, Route
 from services.gateway.vendors.registry import DIALECTS, all_routes
 
 TABLE = RouteTable(DIALECTS.values())
-TAKING_MODELS = [(dialect, route) for dialect, route in all_routes() if "{model}" in route.path]
+HELD = ("held", "submitted")
+TAKING_MODELS = [
+    (dialect, route) for dialect, route in all_routes() if "{model}" in route.path and route.billing in HELD
+]
+FREE = [(dialect, route) for dialect, route in all_routes() if "{" in route.path and route.billing not in HELD]
 # Google's models have no colon in their names: a method follows it.
 models = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=40)
+IN_IDS = set(string.ascii_letters + string.digits + "._:@~+=,-")
 spellings = st.sampled_from(("", PLAIN, "-._~:"))
 raw_paths = st.one_of(
     st.binary(max_size=60).map(lambda data: b"/" + data),
@@ -39,6 +46,22 @@ def test_a_model_in_a_path_reaches_its_vendor_as_it_is_called(at: tuple[Dialect,
         part.replace("{model}", model).replace("{id}", "p-1")
         for part in (route.path.removeprefix("/v1") if dialect.base_has_version else route.path).split("/")
     ]
+
+
+@given(st.sampled_from(FREE), models, spellings)
+def test_a_free_route_takes_ids_and_nothing_else(at: tuple[Dialect, Route], text: str, safe: str) -> None:
+    dialect, route = at
+    path = f"/{dialect.name}" + re.sub(r"\{\w+\}", lambda _: quote(text, safe=safe), route.path)
+    place = TABLE.find(route.method, spelled(path.encode()))
+    for candidate in place.candidates:
+        if candidate.route.billing in HELD:
+            continue
+        for name, value in candidate.params.items():
+            assert set(value) <= IN_IDS | ({"/"} if name == "model" else set()), value
+            assert all(set(part) - set(".:@~+=,-_") for part in value.split("/")), value
+            assert all(part.strip(".") == part for part in value.split("/")), value
+    if text.isascii() and text.isalnum():
+        assert (dialect, route) in [(each.dialect, each.route) for each in place.candidates] or text == "compact"
 
 
 @given(raw_paths, st.sampled_from(("GET", "POST", "DELETE", "PATCH")), st.booleans())

@@ -35,9 +35,10 @@ class FailingJobs(MemoryJobs):
             self.fails.remove(name)
             raise AWAY
 
-    async def keep(self, job: Job, next_ms: int) -> None:
+    async def keep(self, job: Job, next_ms: int, *, again: bool = False) -> None:
         self._fail("keep")
-        await super().keep(job, next_ms)
+        await super().keep(job, next_ms, again=again)
+        self._fail("kept")  # it is kept, and the answer that says so is lost
 
     async def end(self, claim: Claim) -> bool:
         self._fail("end")

@@ -40,6 +40,15 @@ _LINE: Final = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions
 _MESSAGE: Final = {"model": MODEL, "max_tokens": 100, "messages": _MESSAGES}
 
 
+# What may stand in a path where an id belongs, and be left out, decoded once more or trimmed by a server behind.
+NO_IDS: Final = (
+    *(";x", "%3Bx", "%253Bx", "a;x", "%2F", "%252F", "%252f", "a%2F", "%2Fa", "%5C", "%255C", "a%5Cb", "a%2F%2Fb"),
+    *("%0A", "%0D%0A", "%09", "%20", "+", "a%0A", "a%20b", "%00", "a%00", "%7F", "%C2%A0", "%C2%85", "%E2%80%8B"),
+    *("%252e", "%252E%252E", "a%2F%252e%252e", "...", "a.", ".a", "%3Fx", "a%3Fx", "%23", "a%23b", "%25", "%2525"),
+    *("%7Bid%7D", "gr%C3%B6%C3%9Fe", "%EF%BC%8F", "=", "-", "%2B", "'a'", "(a)", "a*", "a!", "$a", "a&b", "%FF"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A request for a route: its own path, its body and what that is."""

@@ -132,6 +132,30 @@ def test_a_call_that_is_cut_off_is_not_free() -> None:
     assert not reading.complete
 
 
+def searching(*names: str) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    for at, name in enumerate(names):
+        blocks = (
+            {"type": "server_tool_use", "id": f"srvtoolu_{at}", "name": name, "input": {}},
+            {"type": f"{name}_tool_result", "tool_use_id": f"srvtoolu_{at}", "content": []},
+        )
+        events += [{"type": "content_block_start", "index": at, "content_block": block} for block in blocks]
+    return events
+
+
+def test_searches_of_a_cut_stream_are_not_free() -> None:
+    first = start(input_tokens=2000, output_tokens=1, server_tool_use={"web_search_requests": 0})
+    reading = streamed([first, *searching("web_search", "web_fetch", "web_search", "web_search"), *text("Found")])
+    assert reading.usage == {"input_tokens": 2000, "web_searches": 3}
+    assert not reading.complete
+
+
+@pytest.mark.parametrize(("used", "searches"), [({"server_tool_use": {"web_search_requests": 2}}, 2), ({}, 3)])
+def test_the_vendor_says_how_many_searches_are_charged(used: dict[str, Any], searches: int) -> None:
+    events = [start(input_tokens=10), *searching(*["web_search"] * 3), report(output_tokens=9, **used), STOP]
+    assert streamed(events).usage == {"input_tokens": 10, "output_tokens": 9, "web_searches": searches}
+
+
 def test_thinking_is_not_added_to_the_output_that_holds_it() -> None:
     usage = whole(message(input_tokens=0, output_tokens=1000, output_tokens_details={"thinking_tokens": 800})).usage
     assert usage["reasoning_tokens"] == 800

@@ -4,7 +4,7 @@ import pytest
 
 from services.core.calibrate import LEAST_SAMPLES, MARGIN_THOUSANDTHS, MAX_KEYS, SAMPLES, Calibration
 
-KEY = ("openai", "gpt-4o-mini", "chat.completions")
+KEY = ("acme", "openai", "gpt-4o-mini", "chat.completions")
 
 
 def learned(*costs: int, bound_nano: int = 1_000_000) -> Calibration:
@@ -26,7 +26,12 @@ def test_nothing_is_known_before_there_are_enough_calls() -> None:
 
 def test_kinds_of_calls_are_told_apart() -> None:
     calibration = learned(*[100_000] * LEAST_SAMPLES)
-    for other in (("azure", *KEY[1:]), (KEY[0], "gpt-4o", KEY[2]), (*KEY[:2], "responses")):
+    for other in (
+        ("globex", *KEY[1:]),
+        (KEY[0], "azure", *KEY[2:]),
+        (*KEY[:2], "gpt-4o", KEY[3]),
+        (*KEY[:3], "responses"),
+    ):
         assert calibration.estimate(other, 1_000_000) is None
 
 
@@ -77,13 +82,13 @@ def test_calls_that_did_cost_nothing_teach_that() -> None:
 def test_kinds_not_seen_for_longest_are_forgotten_first() -> None:
     calibration = learned(*[100_000] * LEAST_SAMPLES)
     for number in range(MAX_KEYS - 1):
-        calibration.learn(("v", f"m{number}", "r"), 10, 1)
+        calibration.learn(("o", "v", f"m{number}", "r"), 10, 1)
     assert calibration.estimate(KEY, 1_000_000) == 125_000
     calibration.learn(KEY, 1_000_000, 100_000)
-    calibration.learn(("v", "one more", "r"), 10, 1)
+    calibration.learn(("o", "v", "one more", "r"), 10, 1)
     assert calibration.estimate(KEY, 1_000_000) == 125_000, "it was seen after the others"
     for number in range(MAX_KEYS):
-        calibration.learn(("w", f"m{number}", "r"), 10, 1)
+        calibration.learn(("o", "w", f"m{number}", "r"), 10, 1)
     assert calibration.estimate(KEY, 1_000_000) is None
 
 

@@ -158,9 +158,10 @@ def test_a_price_by_the_time_of_day_ends_before_its_end_and_may_pass_midnight() 
         assert priced(known.find("openai", "gpt-4o", at(f"2026-11-27T{clock}"))) == dollars * 10**9, clock
 
 
-def test_before_its_first_day_a_model_has_its_first_price() -> None:
+def test_before_its_first_day_a_model_has_no_price() -> None:
     known = catalog(entry(prices=[{"from": "2026-03-01", "usd": {"input": "2"}}]))
-    assert priced(known.find("openai", "gpt-4o", 0)) == 2_000_000_000
+    assert known.find("openai", "gpt-4o", 0) is None
+    assert priced(known.find("openai", "gpt-4o", 1_772_323_200_000)) == 2_000_000_000
 
 
 def test_variants_override_what_they_name_from_their_day_on() -> None:

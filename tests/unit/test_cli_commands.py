@@ -361,7 +361,7 @@ class Run:
             ["From cafe to beef: 0 added, 1 removed, 1 changed.", "gone", "input $2.50", "input $3.00"],
         ),
         (
-            ["prices", "diff", "cafe", "beef", "--vendor", "openai"],
+            ["prices", "diff", "beef", "--from", "cafe", "--vendor", "openai"],
             ("GET", "/api/v1/catalogs/diff?from=cafe&to=beef&vendor=openai", None),
             ["gpt-4o"],
         ),

@@ -177,6 +177,21 @@ def test_a_model_without_a_price_for_tokens_is_refused_where_there_can_be_some()
         strict_bound(transcript, Demand(1, 0))
 
 
+def test_what_costs_nothing_needs_no_limit() -> None:
+    """A server of one's own: zero is a price, however long the answer."""
+    own = Price({"input": 0, "output": 0})
+    assert strict_bound(own, Demand(1000, None)).amount_nano == 0
+    assert strict_bound(own, Demand(1000, None, rounds=9, unseen="tools")).amount_nano == 0
+    with pytest.raises(UnboundedError):
+        strict_bound(Price({"input": 0, "output": 1}), Demand(1000, None))
+
+
+def test_what_the_vendor_reported_is_not_cut_when_the_rest_is_estimated() -> None:
+    usage = {"input_tokens": 500, "output_tokens": 30}
+    bound = Bound(100, 20, 1)
+    assert within_bound(usage, "estimated", bound, {"input_tokens": 500}) == {"input_tokens": 500, "output_tokens": 20}
+
+
 def test_reported_usage_is_taken_as_it_is() -> None:
     reported = {"input_tokens": 0, "output_tokens": 0, "cache_read_tokens": 0}
     assert fill_in_usage(reported, ("input_tokens", "output_tokens"), 99, Demand(1000, 10)) == (reported, "reported")

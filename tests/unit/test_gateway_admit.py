@@ -123,7 +123,7 @@ async def test_two_values_of_one_identity_header_are_refused(there: World) -> No
         (b"[1]", "invalid_request", None),
         ({"messages": []}, "invalid_request", "model"),
         (chat(max_tokens=-1), "invalid_request", "max_tokens"),
-        (chat(service_tier="turbo"), "unpriced_feature", "model"),
+        (chat(service_tier="turbo"), "unpriced_feature", "service_tier"),
         (chat(model="gpt-nobody-priced"), "unknown_model", "model"),
         (chat(modalities=["text", "audio"], audio={"voice": "alloy"}), "unpriced_feature", "model"),
     ],
@@ -138,6 +138,26 @@ async def test_a_body_that_cannot_be_priced_is_refused(
     assert client.json()["error"]["param"] == param
     assert there.held_nano() == 0
     assert there.vendor.requests == []
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{not json", "invalid_request"),
+        (chat(max_tokens=-1), "invalid_request"),
+        (chat(tools=[{"type": "web_search"}]), "unpriced_feature"),
+    ],
+)
+async def test_a_request_that_cannot_be_read_is_on_record(there: World, body: object, code: str) -> None:
+    client = await there.call(body, x_spend_agent="ada")
+    (denial,) = there.events()
+    assert isinstance(denial, Denial)
+    assert (denial.code, denial.facts.model_requested, denial.facts.match) == (code, "", "none")
+    assert (denial.facts.vendor, denial.facts.route) == ("openai", "chat.completions")
+    assert denial.facts.identity.agent == "ada"
+    assert denial.reason == client.json()["error"]["message"]
+    assert denial.transaction_id == client.header("x-spend-transaction-id")
+    assert denial.transaction_id == client.json()["error"]["transaction_id"]
 
 
 async def test_a_denied_model_is_on_record(there: World) -> None:

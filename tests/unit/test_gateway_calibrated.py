@@ -12,7 +12,7 @@ from services.core.calibrate import LEAST_SAMPLES
 from services.core.events import Reservation, Settlement
 from services.core.money import parse_usd
 from services.gateway.observe import NoObserver
-from tests.support.gateway import DAY, ScriptedAnswer, World, chat, world
+from tests.support.gateway import DAY, PublishedOrg, ScriptedAnswer, World, chat, world
 
 
 class Watching(NoObserver):
@@ -134,6 +134,26 @@ async def test_other_models_and_routes_are_not_known_by_it(there: World) -> None
     reservation = there.events()[-2]
     assert isinstance(reservation, Reservation)
     assert reservation.estimate_mode == "strict"
+
+
+async def test_other_orgs_are_not_known_by_it(there: World) -> None:
+    """What one org's calls cost would tell another of them, and hold too little for its own."""
+    await set_budgets(there, "calibrated")
+    await teach(there)
+    other = PublishedOrg(there.directory, there.ports.hot_state, "globex")
+    await other.warm_up()
+    await other.connect("openai", "https://vendor.test/v1")
+    budget = Budget("bud_globex", "org", "globex", DAY, parse_usd("100.00"), "calibrated")
+    await other.publish(budgets=(budget,))
+    key = await other.make_key()
+    await there.sync()
+    there.answer(answer())
+    client = await there.call(chat(), authorization=f"Bearer {key}")
+    assert client.status == 200, client.content
+    reservation = there.events()[-2]
+    assert isinstance(reservation, Reservation)
+    assert (reservation.facts.identity.org, reservation.estimate_mode) == ("globex", "strict")
+    assert (await call(there, answer()))[0].estimate_mode == "calibrated"
 
 
 async def test_calls_that_tell_nothing_teach_nothing(there: World) -> None:

@@ -14,6 +14,7 @@ import zstandard
 
 from services.core.events import Settlement
 from services.core.ports import UnavailableError
+from services.gateway.timing import Timing
 from tests.support.asgi import Client
 from tests.support.gateway import (
     EVENT_STREAM,
@@ -147,8 +148,9 @@ async def test_a_broken_array_is_cut_and_not_ended(there: World) -> None:
     assert there.settlement().outcome == "partial"
 
 
-async def test_a_client_may_hang_up_at_any_byte(there: World) -> None:
+async def test_a_client_may_hang_up_at_any_byte(there: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was consumed is settled: whole events by their text, half of one by no more than its bytes."""
+    monkeypatch.setattr(Timing, "unseen_ms", lambda _: 0)
     events = stream_events()
     data = b"".join(events)
     ends = [sum(map(len, events[:count])) for count in range(len(events) + 1)]

@@ -349,3 +349,30 @@ async def test_an_answer_that_is_given_up_for_another_is_closed(there: World) ->
     )
     assert client.status == 200
     assert all(each.closed for each in answers)
+
+
+MESSAGE = (
+    b'{"type":"message","model":"small","content":[],"stop_reason":"end_turn","usage":{"input_tokens":10,'
+    b'"output_tokens":5}}'
+)
+
+
+async def test_a_message_is_taken_over_by_who_speaks_its_dialect_only(there: World) -> None:
+    await set_up(there)
+    connections = {
+        **there.org.snapshot.connections,
+        "anthropic": Connection("anthropic", "anthropic", "https://anthropic.test", "sealed:sk-a", "dear"),
+        "another": Connection("another", "anthropic", "https://another.test", "sealed:sk-b", "cheap"),
+    }
+    # An OpenAI dialect's vendor comes first, and has a price, a key and room: only its dialect stands in the way.
+    rule = RouteRule("anthropic", "messages", fallbacks=(CHEAP, Target("another", "small")))
+    await there.org.publish(connections=connections, rules=(rule,))
+    await there.sync()
+    there.answer(*failing(500, 500, 500), ScriptedAnswer([MESSAGE]))
+    client = await there.call({**chat(), "model": "big"}, path="/v1/messages")
+    assert (client.status, client.content) == (200, MESSAGE)
+    assert hosts(there) == ["anthropic.test"] * 3 + ["another.test"]
+    assert (b"x-api-key", b"sk-b") in there.vendor.requests[-1].headers
+    settlement = there.settlement()
+    # 15 tokens at $0.01 a million.
+    assert (settlement.facts.vendor, settlement.usage_source, settlement.cost_nano) == ("another", "reported", 150)

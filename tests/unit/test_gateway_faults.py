@@ -38,7 +38,7 @@ async def test_a_vendor_that_hangs_up_between_events_ends_the_stream_with_an_err
     assert error["code"] == "vendor_unreachable"
     assert error["transaction_id"] == there.settlement().transaction_id
     assert there.settlement().outcome == "partial"
-    assert there.settlement().usage["output_tokens"] == len("Hello")
+    assert len("Hello") <= there.settlement().usage["output_tokens"] < 100
 
 
 async def test_a_vendor_that_hangs_up_within_an_event_cuts_the_connection(there: World) -> None:
@@ -65,6 +65,9 @@ async def test_a_vendor_that_hangs_up_in_a_whole_answer_is_a_502_and_charged_for
     assert (client.status, client.json()["error"]["code"]) == (502, "vendor_unreachable")
     settlement = there.settlement()
     assert (settlement.outcome, settlement.usage_source) == ("partial", "estimated")
+    # Its vendor had written all of it, up to the limit for all that is known.
+    assert settlement.usage["output_tokens"] == 100
+    assert settlement.cost_nano == settlement.held_nano
     assert client.header("x-spend-cost") == format_usd(settlement.cost_nano)
     assert client.json()["error"]["transaction_id"] == settlement.transaction_id
     assert settlement.cost_nano > 0

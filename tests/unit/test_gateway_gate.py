@@ -11,7 +11,7 @@ from services.gateway.vendors import Dialect, Route
 from services.gateway.vendors.registry import DIALECTS, all_routes
 from tests.support.asgi import Client, request
 from tests.support.gateway import World, world
-from tests.support.routes import WatchingVendor, base_of, connect_all, routes_with_ids, sample
+from tests.support.routes import NO_IDS, WatchingVendor, base_of, connect_all, routes_with_ids, sample
 
 BILLABLE, BILLABLE_IDS = routes_with_ids("held", "submitted")
 FREE, FREE_IDS = routes_with_ids("free", "watched")
@@ -155,7 +155,14 @@ SPELLED = (
     "/v1/chat/completions%20",
     "/v1/chat/completions%00",
     "/v1/chat/completions.",
+    "/v1/chat/completions%C2%A0",
+    "/v1/chat/completions%3Fx",
+    "/v1/chat/completions%25253Bx",
+    "/v1/chat/x%252F..%252Fcompletions",
+    "/v1/chat/completions/x/%252e%252e",
 )
+OF_IDS = [(dialect, route) for dialect, route in FREE if "{" in route.path]
+OF_IDS_IDS = [f"{dialect.name}-{route.method}-{route.path}" for dialect, route in OF_IDS]
 
 
 @pytest.mark.parametrize(("method", "path"), STRANGE)
@@ -197,6 +204,40 @@ async def test_a_priced_route_in_another_spelling_never_passes_unpriced(there: W
     assert client.status == 404, client.content
     assert b"unknown_route" in client.content
     assert b"spelled" in client.content
+    assert seen(there) == []
+
+
+@pytest.mark.parametrize("allow_unpriced_routes", [False, True])
+@pytest.mark.parametrize(("dialect", "route"), OF_IDS, ids=OF_IDS_IDS)
+async def test_a_free_route_is_no_way_around_the_gate(
+    there: World, dialect: Dialect, route: Route, allow_unpriced_routes: bool
+) -> None:
+    """Nothing that a server behind may read as another path goes anywhere, whether its org allows unpriced routes."""
+    await there.org.publish(allow_unpriced_routes=allow_unpriced_routes)
+    await there.org.set_budget("0.000000000")
+    await there.sync()
+    body = sample(BILLABLE[0][1]).body
+    own = (".", "..", "%2e%2e", "%2E", "", "/", ";x/y")
+    for text in (*NO_IDS, *own):
+        if not text.strip("/") and "}:" in route.path:
+            continue  # a verb of no model is no route in any spelling
+        path = f"/{dialect.name}" + route.path.replace("{id}", text).replace("{model}", text)
+        client = await request(there.assembly.app, path, body, headers=there.headers(), method=route.method)
+        assert client.status in (404, 405), (path, client.content)
+    assert seen(there) == []
+    assert there.events() == []
+
+
+@pytest.mark.parametrize("end", [";x", "%2F", "%0A", "%20", "%00", "%252e", "%3B", "+", "", ".", "..", "%5c", "%3f"])
+async def test_a_stored_chats_path_runs_no_chat(there: World, end: str) -> None:
+    """Its update is free, and a slash away from the most expensive route there is."""
+    await there.org.publish(allow_unpriced_routes=True)
+    await there.org.set_budget("0.000000000")
+    await there.sync()
+    for start in ("/v1", "/openai/v1", "/openai", "", "/V1"):
+        path = f"{start}/chat/completions/{end}"
+        client = await request(there.assembly.app, path, sample(BILLABLE[0][1]).body, headers=there.headers())
+        assert client.status == 404, (path, client.content)
     assert seen(there) == []
 
 

@@ -1,16 +1,21 @@
 """Jobs as they are submitted, and answers that tell of them, where something goes wrong or is out of the ordinary."""
 
 import asyncio
+import gc
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.core.events import Reservation
+from services.core.events import Denial, Reservation
 from services.core.ports import NotSentError, TimedOutError, UnavailableError
-from services.core.snapshot import Connection, Overrides, RouteRule, Target
+from services.core.snapshot import Connection, Overrides, RouteRule, Target, UnknownModels
+from services.gateway.jobs.submit import _Slots
+from services.gateway.refusal import RefusedError
+from services.gateway.vendors import RequestFacts, RequestRefusedError
 from tests.support.asgi import Client, request, scope_of
 from tests.support.gateway import (
     EVENT_STREAM,
@@ -163,7 +168,7 @@ async def test_without_its_input_file_nothing_is_submitted(there: There, answer:
     client = await there.world.call(SUBMITTED, path="/v1/batches")
     assert (client.status, client.json()["error"]["code"]) == (status, code), client.json()
     assert len(there.world.vendor.requests) == 1
-    assert there.world.events() == []
+    assert not [each for each in there.world.events() if not isinstance(each, Denial)]
 
 
 async def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
@@ -266,3 +271,134 @@ async def test_a_vendor_that_breaks_off_in_a_status_is_a_502(there: There) -> No
     there.world.answer(ScriptedAnswer([b"{", UnavailableError("broke off")]))
     client = await request(there.world.assembly.app, "/v1/batches/b", headers=there.world.headers(), method="GET")
     assert_refused(client, 502, "vendor_unreachable", "broke off")
+
+
+# ---- what requests themselves are charged for -----------------------------------------------------------------------
+
+SEARCH_NANO = 10_000_000  # $10 for a thousand (OpenAI, "Pricing": web search)
+SEARCHES: dict[str, Any] = {"model": "gpt-4o-mini", "web_search_options": {}}
+
+
+def output(*names: str) -> bytes:
+    used = answers.usage(13, 9)
+    return answers.batch_output([answers.batch_line(each, answers.completion(used=used)) for each in names])
+
+
+async def test_a_search_that_a_line_asks_for_is_charged(there: There) -> None:
+    client = await there.submit(line(1, **SEARCHES))
+    assert client.status == 200, client.json()
+    await there.look(ENDED.encode(), output("line-1"))
+    (settlement,) = there.settlements()
+    assert (settlement.cost_nano, settlement.usage["web_searches"]) == (COST_NANO + SEARCH_NANO, 1)
+    assert (settlement.usage_source, settlement.unpriced) == ("reported", ())
+
+
+async def test_lines_that_ask_for_no_search_are_charged_for_none(there: There) -> None:
+    await there.submit(line(1), line(2, **SEARCHES), line(3), line(4, **SEARCHES))
+    await there.look(ENDED.encode(), output("line-1", "line-2", "line-3", "line-4"))
+    (settlement,) = there.settlements()
+    assert (settlement.cost_nano, settlement.usage_source) == (4 * COST_NANO + 2 * SEARCH_NANO, "reported")
+
+
+async def test_where_nobody_knows_which_lines_were_answered_their_searches_are_an_estimate(there: There) -> None:
+    await there.submit(line(1), line(2, **SEARCHES))
+    await there.look(ENDED.encode(), output("line-1"))
+    (settlement,) = there.settlements()
+    assert (settlement.cost_nano, settlement.usage_source) == (COST_NANO + SEARCH_NANO, "estimated")
+
+
+async def test_a_line_that_can_not_be_read_may_have_searched(there: There) -> None:
+    await there.submit(line(1, **SEARCHES), line(2, **SEARCHES))
+    await there.look(ENDED.encode(), b"no json\n" * 5)
+    (settlement,) = there.settlements()
+    assert settlement.usage["web_searches"] == 2
+    assert settlement.cost_nano == settlement.held_nano - 2
+
+
+async def test_a_batch_of_too_many_models_is_refused_by_its_line(there: There) -> None:
+    policy = UnknownModels("allow_unpriced")
+    await there.world.org.publish(unknown_models=policy)
+    await there.world.sync()
+    lines = [line(number, model=f"ft:gpt-4o-mini:{number}") for number in range(64)]
+    assert (await there.submit(*lines, *lines)).status == 200
+    there.world.vendor.script.clear()
+    there.world.answer(ScriptedAnswer([jsonl(*lines, line(64), line(65, model="one-more"))]))
+    client = await there.world.call(SUBMITTED, path="/v1/batches")
+    assert_refused(client, 400, "invalid_request", "line 65 of the input file", "64 models", "in parts")
+    assert client.json()["error"]["param"] == "input_file_id"
+
+
+# ---- many at once ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_waits_for_its_orgs_last_one_and_is_told_when_that_takes_long(
+    there: There, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.jobs.submit._BUSY_S", 0.05)
+    slow = asyncio.Event()
+    there.world.answer(ScriptedAnswer([slow, jsonl(line(1))]), ScriptedAnswer([BATCH]))
+    first = asyncio.ensure_future(there.world.call(SUBMITTED, path="/v1/batches"))
+    await until(lambda: there.world.vendor.requests)
+    client = await there.world.call(SUBMITTED, path="/v1/batches")
+    assert_refused(client, 429, "too_many_requests", "one at a time", "10 seconds")
+    assert client.header("retry-after") == "10"
+    slow.set()
+    assert (await first).status == 200
+    assert len(there.world.vendor.requests) == 2
+    assert (await there.submit()).status == 200
+
+
+async def test_a_batch_that_has_waited_has_all_its_time(tmp_path: Path) -> None:
+    async with world(tmp_path, vendor_timeout_s=0.8) as inner:
+        waits = [asyncio.Event(), asyncio.Event()]
+        for each in waits:
+            inner.answer(ScriptedAnswer([each, b"no json"]))
+        calls = [asyncio.ensure_future(inner.call(SUBMITTED, path="/v1/batches")) for _ in waits]
+        await until(lambda: inner.vendor.requests)
+        await asyncio.sleep(0.5)
+        waits[0].set()
+        await until(lambda: len(inner.vendor.requests) == 2)
+        await asyncio.sleep(0.5)
+        waits[1].set()
+        assert [(await each).status for each in calls] == [400, 400]
+
+
+async def test_orgs_do_not_wait_for_each_other_until_all_room_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.jobs.submit._BUSY_S", 0.05)
+    monkeypatch.setattr("services.gateway.jobs.submit._AT_A_TIME", 3)
+    slots = _Slots()
+    frees = [await slots.take(org) for org in ("one", "two", "three")]
+    with pytest.raises(RefusedError) as caught:
+        await slots.take("four")
+    assert (caught.value.status, caught.value.headers) == (503, ((b"retry-after", b"10"),))
+    with pytest.raises(RefusedError) as caught:
+        await slots.take("one")
+    assert caught.value.status == 429
+    frees.pop()()
+    frees.append(await slots.take("four"))
+    while frees:
+        frees.pop()()
+    del caught  # its traceback knows the slots
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not slots._of_org
+
+
+async def test_a_file_that_is_still_being_read_has_its_slot_when_its_caller_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.jobs.submit._BUSY_S", 0.05)
+    ended = threading.Event()
+
+    def slowly(*_: object) -> RequestFacts:
+        assert ended.wait(10)
+        raise RequestRefusedError("invalid_request", "input_file_id", "no line of it can be read")
+
+    monkeypatch.setattr("services.gateway.jobs.submit.read_input", slowly)
+    async with world(tmp_path, vendor_timeout_s=0.2) as inner:
+        inner.answer(ScriptedAnswer([b"{}"]), ScriptedAnswer([b"{}"]))
+        assert (await inner.call(SUBMITTED, path="/v1/batches")).status == 504
+        assert (await inner.call(SUBMITTED, path="/v1/batches")).status == 429
+        ended.set()
+        monkeypatch.setattr("services.gateway.jobs.submit._BUSY_S", 5.0)
+        assert (await inner.call(SUBMITTED, path="/v1/batches")).status == 400

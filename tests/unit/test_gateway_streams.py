@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.core.money import format_usd, parse_usd
+from services.gateway.timing import Timing
 from tests.support.asgi import Client
 from tests.support.gateway import (
     EVENT_STREAM,
@@ -116,7 +117,10 @@ async def test_a_stream_is_settled_when_its_end_is_told(there: World) -> None:
     assert len(settled_at_end) == 1
 
 
-async def test_a_client_that_hangs_up_in_a_silent_stream_leaves_a_partial_settlement_at_once(there: World) -> None:
+async def test_a_client_that_hangs_up_in_a_silent_stream_leaves_a_partial_settlement_at_once(
+    there: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Timing, "unseen_ms", lambda _: 0)
     events = stream_events()
     answer = ScriptedAnswer([events[0], events[1], asyncio.Event()], headers=EVENT_STREAM)
     there.answer(answer)
@@ -201,8 +205,11 @@ async def test_a_cancelled_call_is_settled_with_what_it_used(there: World, strea
     calling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await calling
-    assert there.settlement().outcome == "partial"
-    assert there.settlement().cost_nano > 0
+    settlement = there.settlement()
+    assert settlement.outcome == "partial"
+    assert settlement.cost_nano > 0
+    if not streaming:
+        assert settlement.usage["output_tokens"] == 100, "a whole answer was written before its first byte came"
     assert answer.closed
 
 

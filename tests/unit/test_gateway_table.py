@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -12,11 +13,12 @@ from services.gateway.vendors import Dialect, Route
 from services.gateway.vendors.registry import DIALECTS, all_routes
 from tests.support.asgi import Client, request
 from tests.support.gateway import World, world
-from tests.support.routes import WatchingVendor, base_of, connect_all, sample
+from tests.support.routes import NO_IDS, WatchingVendor, base_of, connect_all, sample
 
 TABLE = RouteTable(DIALECTS.values())
 ROUTES = list(all_routes())
 IDS = [f"{dialect.name}-{route.method}-{route.path}" for dialect, route in ROUTES]
+OF_IDS = [(dialect, route) for dialect, route in ROUTES if route.billing in ("free", "watched") and "{" in route.path]
 ROUTE = {(dialect.name, route.name): route for dialect, route in reversed(ROUTES)}
 CHAT = sample(ROUTE["openai", "chat.completions"]).body
 MESSAGES = sample(ROUTE["anthropic", "messages"]).body
@@ -121,13 +123,40 @@ def test_paths_in_particular(path: str, vendor: str | None, routes: list[tuple[s
     ],
 )
 def test_a_models_name_is_decoded_once_and_goes_on_as_the_same_name(raw: str, model: str) -> None:
-    place = TABLE.find("GET", spelled(f"/v1/models/{raw}".encode()))
+    path = "/openai/deployments/{}/chat/completions"
+    place = TABLE.find("POST", spelled(path.format(raw).encode()), has_api_version=True)
     candidate = place.candidates[0]
     assert dict(candidate.params) == {"model": model}
-    told = path_below("https://v.test/v1", candidate.dialect, candidate)
-    again = TABLE.find("GET", spelled(b"/v1" + told.encode())).candidates[0]
+    told = path_below("https://v.test", candidate.dialect, candidate)
+    again = TABLE.find("POST", spelled(told.encode()), has_api_version=True).candidates[0]
     assert dict(again.params) == {"model": model}
     assert "{" not in told
+
+
+@pytest.mark.parametrize("raw", ["gpt-4o", "ft:gpt-4o-mini:acme::7Qx", "ft%3Agpt-4o-mini%3Aa", "meta-llama%2FLlama-3"])
+def test_a_models_name_is_read_in_a_free_path_too(raw: str) -> None:
+    (candidate, *_) = TABLE.find("GET", spelled(f"/v1/models/{raw}".encode())).candidates
+    assert dict(candidate.params) == {"model": unquote(raw)}
+    told = path_below("https://v.test/v1", candidate.dialect, candidate)
+    assert TABLE.find("GET", spelled(b"/v1" + told.encode())).candidates[0].params == candidate.params
+
+
+@pytest.mark.parametrize(("dialect", "route"), OF_IDS, ids=[f"{d.name}-{r.method}-{r.path}" for d, r in OF_IDS])
+def test_no_free_route_takes_what_is_no_id(dialect: Dialect, route: Route) -> None:
+    for raw in NO_IDS:
+        path = f"/{dialect.name}" + route.path.replace("{id}", raw).replace("{model}", raw)
+        place = TABLE.find(route.method, spelled(path.encode()))
+        assert route not in [each.route for each in place.candidates], path
+        assert TABLE.resembles(place.below), path
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/responses/COMPACT", "/responses/Compact", "/v1/models/m-1:generateContent", "/v1/models/m:GENERATECONTENT"],
+)
+def test_no_free_route_takes_a_billable_ones_path(path: str) -> None:
+    assert all(each.route.billing == "held" for each in TABLE.find("GET", path).candidates)
+    assert TABLE.resembles(path)
 
 
 def test_openais_name_is_not_taken_for_azures_path_without_azures_version() -> None:

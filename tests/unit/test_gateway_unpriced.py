@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.core.events import Denial, Reservation
+from services.core.ports import UnavailableError
 from services.core.snapshot import Connection, Overrides, Target, UnknownModels
 from tests.support.asgi import request
 from tests.support.gateway import (
@@ -146,6 +147,8 @@ async def test_an_unpriced_route_goes_on_as_it_is(there: World) -> None:
     settlement = there.settlement()
     assert (settlement.outcome, settlement.cost_nano, settlement.held_nano) == ("completed", 0, 0)
     assert (settlement.facts.model_requested, settlement.facts.match) == ("", "none")
+    assert (settlement.usage_source, settlement.usage) == ("none", {}), "nobody has reported that it cost nothing"
+    assert client.header("x-spend-usage-source") in (None, "none")
 
 
 async def test_an_unpriced_stream_passes_too(there: World) -> None:
@@ -154,7 +157,16 @@ async def test_an_unpriced_stream_passes_too(there: World) -> None:
     client = await there.call(asking(), path="/v1/realtime/something")
     assert client.content == b"".join(stream_events())
     assert client.ended
-    assert there.settlement().cost_nano == 0
+    settlement = there.settlement()
+    assert (settlement.cost_nano, settlement.usage_source, settlement.outcome) == (0, "none", "completed")
+
+
+async def test_an_unpriced_call_without_an_answer_reports_nothing(there: World) -> None:
+    await publish(there, allow_unpriced_routes=True)
+    there.answer(UnavailableError("hung up"))
+    assert (await there.call({}, path="/v1/things/x")).status == 502
+    settlement = there.settlement()
+    assert (settlement.outcome, settlement.usage_source, settlement.cost_nano) == ("partial", "none", 0)
 
 
 async def test_an_unpriced_route_goes_to_the_vendor_that_is_named(there: World) -> None:

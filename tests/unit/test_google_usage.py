@@ -131,6 +131,14 @@ def test_image_searches_are_queries_too() -> None:
     assert whole(generated("gemini-3.1-flash-image", [candidate(grounded=found)])).usage["web_searches"] == 2
 
 
+def test_a_later_report_adds_to_the_earlier_ones() -> None:
+    first = generated(candidates=[candidate(finish_reason=None)], used=usage(13, None, cached=5))
+    last = generated(candidates=[candidate()])
+    last["usageMetadata"] = {"candidatesTokenCount": 9}
+    reading = streamed(event_stream([first, last]))
+    assert (reading.complete, reading.usage) == (True, {"input_tokens": 13, "cache_read_tokens": 5, "output_tokens": 9})
+
+
 def test_a_stream_is_complete_when_every_candidate_finished() -> None:
     two = chunks(choices=2)
     assert streamed(event_stream(two)).complete is True

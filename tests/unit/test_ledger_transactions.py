@@ -7,7 +7,7 @@ import pytest
 
 from services.core.events import Event, Expiry
 from services.ledger.transactions import STATES, merge
-from tests.support.examples import DENIAL, RESERVATION, SETTLEMENT
+from tests.support.examples import DENIAL, RESERVATION, RESIZED, SETTLEMENT
 
 EXPIRED = Expiry(
     RESERVATION.transaction_id,
@@ -63,3 +63,15 @@ def test_the_trace_is_that_of_the_first_event_that_has_one() -> None:
 def test_calls_are_kept_apart_in_the_order_they_came() -> None:
     other = replace(RESERVATION, transaction_id="txn_other")
     assert list(merge([(other, ""), (RESERVATION, ""), (SETTLEMENT, "")])) == ["txn_other", RESERVATION.transaction_id]
+
+
+def test_a_call_that_went_on_to_another_vendor_is_told_as_that_one_s() -> None:
+    facts = replace(RESIZED.facts, model_priced="gpt-4o-mini")
+    settled = replace(SETTLEMENT, facts=facts, held_nano=RESIZED.held_nano)
+    (moved,) = merge((event, "") for event in (RESERVATION, RESIZED)).values()
+    (ended,) = merge((event, "") for event in (RESERVATION, RESIZED, settled)).values()
+    for each in (moved, ended):
+        told = each.fields()
+        assert (told["vendor"], told["model_priced"]) == ("openai", "gpt-4o-mini")
+        assert told["held_usd"] == "0.001875000"
+        assert told["estimate"] is not None

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ from services.gateway.vendors.audio_lengths import AudioLength, audio_length
 from services.gateway.vendors.fields import TEMPLATE_TOKENS
 from services.gateway.vendors.openai import OpenAIDialect
 from services.gateway.vendors.openai_routes import SPEECH, TRANSCRIPTIONS, TRANSLATIONS
-from tests.support.audio import MP3_FRAME_SAMPLES, mp3, wave, webm
+from tests.support.audio import MP3_FRAME_SAMPLES, compressed_wave, flac, mp3, mp4, opus, wave, webm, xing
 from tests.support.forms import FORM_TYPE, form
 from tests.support.vendors import openai as answers
 
@@ -64,6 +65,51 @@ def test_a_wave_whose_header_states_too_little_counts_by_its_bytes() -> None:
 @pytest.mark.parametrize("data", [b"", b"nonsense", webm(), b"RIFF\x00\x00\x00\x00WAVE", b"ID3" + bytes(40), b"fLaC"])
 def test_a_container_that_states_nothing_is_bounded_by_the_lowest_bitrate(data: bytes) -> None:
     assert audio_length(data) == AudioLength(None, len(data) * 2 + 1_000)
+
+
+MEGABYTES = 24_000_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        flac(0.1, MEGABYTES),
+        flac(0.1, MEGABYTES, rate_hz=655_350, channels=8, bits=32),  # a header may state any rate
+        opus(0.1, MEGABYTES),
+        mp4(0.1, MEGABYTES),
+        mp4(300, MEGABYTES),  # at 512 kbit/s they last 375 seconds
+        wave(0.1) + bytes(MEGABYTES),
+        compressed_wave(0.1, MEGABYTES),  # MP3 inside, of a length to be believed
+        xing(frames=4, size=MEGABYTES),
+    ],
+    ids=["flac", "flac at any rate", "opus", "mp4", "mp4 of minutes", "wave", "mp3 in a wave", "mp3"],
+)
+def test_a_length_that_the_bytes_cannot_have_counts_as_none(data: bytes) -> None:
+    assert audio_length(data) == AudioLength(None, len(data) * 2 + 1_000)
+    facts = hear(("file", data), ("response_format", "srt"))
+    assert facts.counted == {}, "so what is settled is an estimate, and says so"
+
+
+@pytest.mark.parametrize("make", [flac, opus, mp4])
+def test_a_length_that_the_bytes_bear_out_is_believed(make: Callable[[float, int], bytes]) -> None:
+    assert audio_length(make(10, 100_000)) == AudioLength(10_000, 11_000)
+    assert hear(("file", make(10, 100_000))).counted == {"audio_ms": 10_000}
+
+
+def test_files_put_together_count_by_their_bytes() -> None:
+    # Ten seconds' table before what is twenty seconds at the same 128 kbit/s.
+    data = xing(frames=383, size=383 * 417, more=383 * 417)
+    length = audio_length(data)
+    assert length.exact_ms is None
+    assert 19_900 < length.most_ms - 1_000 < 20_100
+
+
+def test_a_cover_is_no_audio() -> None:
+    tag = b"ID3\x04\x00\x00" + bytes([0, 1_000_000 >> 14 & 0x7F, 1_000_000 >> 7 & 0x7F, 1_000_000 & 0x7F])
+    plain, covered = audio_length(mp3(1_000)), audio_length(tag + bytes(1_000_000) + mp3(1_000))
+    assert plain.exact_ms is not None
+    assert covered.exact_ms is not None
+    assert abs(covered.exact_ms - plain.exact_ms) < 100
 
 
 def test_milliseconds() -> None:
@@ -153,6 +199,23 @@ def test_a_translation_is_bounded_like_a_transcription() -> None:
     body = form(("model", "whisper-1"), ("file", wave(seconds=1)))
     facts = DIALECT.read_request(RouteRequest(TRANSLATIONS, body, content_type=FORM_TYPE))
     assert facts.demand.counts == {"audio_ms": 2_000}
+
+
+def test_two_speakers_have_samples_of_their_own() -> None:
+    names = [("known_speaker_names[]", "Anna"), ("known_speaker_names[]", "Beat")]
+    samples = [("known_speaker_references[]", "data:audio/wav;base64,AAAA")] * 2
+    facts = hear(("file", wave(1)), *names, *samples, model="gpt-4o-transcribe-diarize")
+    assert facts.demand.input_tokens > 2 * len("data:audio/wav;base64,AAAA")
+
+
+@pytest.mark.parametrize("name", ["model", "stream", "response_format", "Model", "model[]"])
+def test_a_file_is_no_text(name: str) -> None:
+    """A server may take either for the field's value: what is decided by must be one thing."""
+    sound, folded = ("file", wave()), name.lower().removesuffix("[]")
+    assert refusal(("model", "whisper-1"), sound, (name, b"gpt-4o-transcribe")) == folded
+    assert refusal((name, b"gpt-4o-transcribe"), ("model", "whisper-1"), sound) == folded
+    assert refusal(("model", "whisper-1"), sound, ("file", "text")) == "file"
+    assert refusal(("model", "whisper-1"), ("file", "text"), sound) == "file"
 
 
 def test_what_is_no_form_or_lacks_a_field_is_refused() -> None:

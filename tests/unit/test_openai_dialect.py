@@ -173,6 +173,22 @@ def test_every_tier_in_reach_is_bounded(tier: str | None, contexts: tuple[str, .
     assert demand.distinct == distinct
 
 
+@pytest.mark.parametrize("where", ["part", "tool", "request", "escaped"])
+def test_cache_writes_that_live_an_hour_are_bounded_at_their_own_rate(where: str) -> None:
+    """OpenRouter passes them on to Claude."""
+    control = {"type": "ephemeral", "ttl": "1h"}
+    part = {"type": "text", "text": "x"}
+    tool = {"type": "function", "function": {"name": "f"}}
+    body = {
+        "part": parts({**part, "cache_control": control}),
+        "tool": body_of(tools=[{**tool, "cache_control": control}]),
+        "request": body_of(cache_control=control),
+        "escaped": body_of(cache_control=control).replace(b"1h", b"\\u0031h"),
+    }[where]
+    assert "cache_write_1h" in read(body).demand.parts
+    assert read(parts({**part, "cache_control": {"type": "ephemeral", "ttl": "5m"}})).demand.parts == frozenset()
+
+
 def test_longer_lived_cache_writes_need_a_price() -> None:
     part = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit", "ttl": "12h"}}
     assert read(parts(part)).demand.required == {"cache_write_1h"}

@@ -11,6 +11,7 @@ import pytest
 
 import services.control.prices
 from services.core.catalog import catalog_version
+from services.core.ports import UnavailableError
 from tests.support.audio import wave
 from tests.support.forms import FORM_TYPE, form
 from tests.support.gateway import ScriptedAnswer, World, assert_refused, world
@@ -74,6 +75,37 @@ async def test_speech_is_settled_by_its_characters(there: World) -> None:
     settlement = there.settlement()
     # 12 characters at $15 a million.
     assert (settlement.outcome, settlement.usage_source, settlement.cost_nano) == ("completed", "counted", 180_000)
+
+
+async def test_speech_that_nobody_answered_is_settled_by_its_characters(there: World) -> None:
+    there.answer(UnavailableError("hung up"))
+    client = await there.call({"model": "tts-1", "input": "Hello there.", "voice": "alloy"}, path="/v1/audio/speech")
+    assert client.status == 502
+    settlement = there.settlement()
+    assert settlement.usage["characters"] == 12
+    # 12 characters at $15 a million.
+    assert (settlement.outcome, settlement.cost_nano) == ("partial", 180_000)
+
+
+async def test_a_transcription_that_nobody_answered_is_settled_by_the_length_of_the_file(there: World) -> None:
+    there.answer(UnavailableError("hung up"))
+    body = form(("model", "whisper-1"), ("response_format", "srt"), ("file", wave(seconds=2.5)))
+    client = await there.call(body, path="/v1/audio/transcriptions", content_type=FORM_TYPE)
+    assert client.status == 502
+    settlement = there.settlement()
+    # 3 s at $0.36 an hour; more was held, in case that the file says too little.
+    assert (settlement.usage["audio_ms"], settlement.cost_nano) == (3_000, 300_000)
+    assert settlement.held_nano > settlement.cost_nano
+
+
+async def test_a_count_without_a_price_is_named(there: World) -> None:
+    used = {**answers.usage(10, 5), "server_side_tool_usage_details": {"x_search_calls": 2}}
+    there.answer(ScriptedAnswer([dump(answers.completion("gpt-4o-mini", used=used))]))
+    await there.call()
+    settlement = there.settlement()
+    assert (settlement.usage["social_searches"], settlement.unpriced) == (2, ("social_searches",))
+    # 10 at $0.15 and 5 at $0.60 a million.
+    assert settlement.cost_nano == 10 * 150 + 5 * 600
 
 
 async def test_subtitles_are_settled_by_the_length_of_the_file(there: World) -> None:

@@ -13,7 +13,7 @@ from services.core.usage.reading import BodyReader, Reading, StreamReader
 from services.gateway.vendors import RequestFacts, RequestRefusedError, RouteRequest
 from services.gateway.vendors.fields import TEMPLATE_TOKENS
 from services.gateway.vendors.openai import OpenAIDialect
-from services.gateway.vendors.openai_responses import MAX_ITEMS, runs_in_background
+from services.gateway.vendors.openai_responses import MAX_ITEMS
 from services.gateway.vendors.openai_routes import COMPACT, RESPONSES
 from tests.support.vendors import openai as answers
 
@@ -40,6 +40,14 @@ def part(kind: str, **fields: Any) -> list[dict[str, Any]]:
 
 
 # ---- requests -------------------------------------------------------------------------------------------------------
+
+
+def test_cache_writes_that_live_an_hour_are_bounded_at_their_own_rate() -> None:
+    asked = part("input_text", text="x", cache_control={"type": "ephemeral", "ttl": "1h"})
+    demand = read(input=asked, max_output_tokens=40).demand
+    dear = Price({**PRICE.rates, "cache_write_1h": 5_000_000_000})
+    assert strict_bound(dear, demand).amount_nano == demand.input_tokens * 5_000 + 40 * 10_000
+    assert read(input=part("input_text", text="x")).demand.parts == frozenset()
 
 
 def test_a_plain_request() -> None:
@@ -174,12 +182,12 @@ def test_a_second_key_is_refused() -> None:
 
 
 def test_whether_it_goes_on_in_the_background() -> None:
-    assert runs_in_background(body_of(background=True))
-    assert runs_in_background(body_of(background=True).replace(b"background", b"b\\u0061ckground"))
-    assert not runs_in_background(body_of(background=False))
-    assert not runs_in_background(body_of(metadata={"background": "true"}))
-    assert not runs_in_background(body_of())
-    assert not runs_in_background(b'{"background": tru')
+    assert read(background=True).in_background
+    escaped = body_of(background=True).replace(b"background", b"b\\u0061ckground")
+    assert DIALECT.read_request(RouteRequest(RESPONSES, escaped)).in_background
+    assert not read(background=False).in_background
+    assert not read(metadata={"background": "true"}).in_background
+    assert not read().in_background
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------

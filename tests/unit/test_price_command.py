@@ -191,7 +191,16 @@ def test_what_picks_the_rates_comes_from_the_answer_or_its_caller() -> None:
     assert told["cost_usd"] == said["cost_usd"] == "0.000440000"
     assert told["context"] == {"service_tier": "priority"}
     assert batch["cost_usd"] == "0.000140000"
-    assert before["cost_usd"] == COST
+    # Before the tier had a price, what it cost is not known: the standard price would be a guess.
+    assert before["error"] == "unpriced_context"
+    assert "service_tier=priority" in before["message"]
+
+
+@pytest.mark.parametrize("batch", ["false", "no", 1, {}])
+def test_whether_it_was_a_batch_is_true_or_false(batch: object) -> None:
+    (answer,) = prices_of(line(body=chat(), batch=batch))
+    assert answer["error"] == "invalid_field"
+    assert "batch" in answer["message"]
 
 
 def test_a_vendor_that_speaks_another_s_protocol_has_prices_of_its_own() -> None:

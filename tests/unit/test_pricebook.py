@@ -48,6 +48,17 @@ def test_an_orgs_own_price_wins_and_both_versions_are_told() -> None:
     assert found(prices, "gpt-4o-2024-08-06") == ("gpt-4o", "normalised", 1_000_000_000, "base+mine")
 
 
+def test_an_own_price_that_begins_later_is_not_in_force_yet() -> None:
+    day_ms = 86_400_000
+    later = {"vendor": "vllm", "model": "llama", "prices": [{"from": "1970-01-03", "usd": {"input": "9.0"}}]}
+    prices = book(later, {**later, "vendor": "openai", "model": "gpt-4o"})
+    assert prices.find("vllm", "llama", 2 * day_ms - 1) is None
+    begun = prices.find("vllm", "llama", 2 * day_ms)
+    assert begun is not None
+    assert begun.price.rates == {"input": 9_000_000_000}
+    assert found(prices, "gpt-4o") == ("gpt-4o", "exact", 2_000_000_000, "base"), "until then the catalog speaks"
+
+
 def test_a_dated_model_with_a_price_of_its_own_keeps_it() -> None:
     """An override of the undated name is found only by leaving the date out; the exact name says more."""
     prices = book(entry("gpt-4o", "1.000000000"))

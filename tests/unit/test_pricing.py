@@ -4,7 +4,7 @@ import pytest
 
 from services.core.components import BY_COUNT, COMPONENTS, FLAT, PARTS, TREES
 from services.core.money import NANO_PER_USD
-from services.core.pricing import Price, Tier, Variant, price_usage, rates_for, unpriced_counts
+from services.core.pricing import Price, Tier, Variant, price_usage, rates_for, unpriced_contexts, unpriced_counts
 
 CHAT = Price({"input": 2_500_000_000, "output": 10_000_000_000, "cache_read": 1_250_000_000})
 AUDIO = Price(
@@ -132,6 +132,17 @@ def test_each_component_is_rounded_once_half_even() -> None:
     price = Price({"input": 500_000, "output": 1_500_000, "request": 2_500_000})
     assert costs(price, input_tokens=1, output_tokens=1) == {"input": (1, 0), "output": (1, 2), "request": (1, 2)}
     assert costs(price, input_tokens=3, output_tokens=3)["input"] == (3, 2)
+
+
+def test_a_context_without_rates_of_its_own_is_named() -> None:
+    price = Price({"input": 1}, variants=(Variant({"service_tier": "priority"}, {"input": 2}),))
+    standard = {"service_tier": "default", "speed": "standard", "inference_geo": "not_available"}
+    assert unpriced_contexts(price, standard) == ()
+    assert unpriced_contexts(price, {"service_tier": "priority"}) == ()
+    assert unpriced_contexts(price, {"service_tier": "flex", "processing": "batch"}) == (
+        "service_tier=flex",
+        "processing=batch",
+    )
 
 
 def test_a_request_price_is_charged_once() -> None:

@@ -227,6 +227,14 @@ def test_reasoning_is_not_added_to_an_output_that_already_holds_it() -> None:
     assert read_usage(used)["output_tokens"] == 1_186
 
 
+def test_reasoning_that_is_more_than_the_output_is_not_in_it() -> None:
+    used = {
+        "prompt_tokens": 32, "completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 94},
+    }  # fmt: skip
+    assert read_usage(used)["output_tokens"] == 9 + 94
+    assert read_usage({**used, "total_tokens": 32 + 9})["output_tokens"] == 9 + 94
+
+
 def test_google_s_reasoning_shows_in_the_total_only() -> None:
     used = {"prompt_tokens": 20, "completion_tokens": 424, "total_tokens": 1_016}
     assert read_usage(used) == {"input_tokens": 20, "output_tokens": 996}

@@ -23,7 +23,9 @@ _BESIDE: Final = (
 )
 _CONTEXT: Final = ("service_tier", "speed", "inference_geo")
 # What a stream's first event can't know yet: it reports the few tokens of the answer that there were by then.
-_PROVISIONAL: Final = frozenset({"output_tokens", "output_tokens_details", "iterations"})
+_PROVISIONAL: Final = frozenset({"output_tokens", "output_tokens_details", "iterations", "server_tool_use"})
+# Deltas that show thoughts: later models show a summary of them ("Extended thinking"), and then seal it.
+_SUMMARIES: Final = ("thinking_delta", "signature_delta")
 # Names of strings in an answer that no model wrote.
 _UNWRITTEN: Final = frozenset({"type", "id", "role", "tool_use_id"})
 
@@ -110,16 +112,22 @@ class MessagesFold(Fold):
     def __init__(self) -> None:
         super().__init__()
         self._reported: dict[str, Any] = {}
+        self._searches = 0
 
     def take(self, name: str | None, value: Mapping[str, Any]) -> bool:
         """Takes an event; none is there for its usage only."""
         kind = value.get("type")
         if kind == "content_block_delta":
             delta = value.get("delta")
+            size = text_bytes(delta, _UNWRITTEN)
             # Thinking that is not shown is estimated by the vendor as it goes on: a token counts as a byte here.
-            self._text_bytes += text_bytes(delta, _UNWRITTEN) + (count_at(delta, ("estimated_tokens",)) or 0)
+            self._text_bytes += size + (count_at(delta, ("estimated_tokens",)) or 0)
+            if text_at(delta, "type") in _SUMMARIES:
+                self._summary_bytes += size
         elif kind == "content_block_start":
-            self._text_bytes += written_bytes([value.get("content_block")])
+            block = value.get("content_block")
+            self._text_bytes += written_bytes([block])
+            self._searches += text_at(block, "type") == "server_tool_use" and text_at(block, "name") == "web_search"
         elif kind == "message_start":
             message = value.get("message")
             self._model = text_at(message, "model")
@@ -144,6 +152,9 @@ class MessagesFold(Fold):
     def reading(self) -> Reading:
         """The reading so far."""
         self._usage, self._context = read_usage(self._reported), context_of(self._reported)
+        if self._searches:
+            # Begun searches count until a report says how many of them are charged.
+            self._usage.setdefault("web_searches", self._searches)
         return super().reading()
 
 

@@ -12,10 +12,17 @@ class Fold:
     def __init__(self) -> None:
         self._usage: dict[str, int] = {}
         self._text_bytes = 0
+        # Of them, those that only sum up what was thought.
+        self._summary_bytes = 0
         self._complete = False
         self._model: str | None = None
         self._context: dict[str, str] = {}
         self._failed: str | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any of the answer's own text has come."""
+        return self._text_bytes > self._summary_bytes
 
     def done(self) -> None:
         """Takes ``[DONE]``: nothing, where the protocol has none or its last event is the end."""
@@ -44,6 +51,11 @@ class WholeFold:
         """Takes an answer."""
         self._reading = self._shape.whole(value)
         return False
+
+    @property
+    def has_text(self) -> bool:
+        """Whether an answer has come: it comes as a whole."""
+        return self._reading.complete
 
     def done(self) -> None:
         """Nothing ends what is not streamed."""

@@ -130,6 +130,9 @@ class GenerateFold(Fold):
         """Takes one response; none is there for its usage alone."""
         candidates = items_of(value, "candidates")
         size = text_bytes([each.get("content") for each in candidates], _NO_TEXT)
+        if not self.has_text:
+            parts = [part for each in candidates for part in items_of(each.get("content"), "parts")]
+            self._summary_bytes += text_bytes([part for part in parts if part.get("thought") is True], _NO_TEXT)
         self._text_bytes += size
         self._take_usage(value, size)
         for candidate in candidates:

@@ -14,6 +14,10 @@ from services.core.usage.reading import Path, Reading, as_count, count_at, items
 
 NEEDED: Final = ("input_tokens", "output_tokens")
 
+# Where aggregators put what a model shows of its thoughts, which may be a summary or sealed (OpenRouter, "Reasoning
+# tokens"). Servers that show all of them do so in ``reasoning_content``.
+_SUMMARIES: Final = ("reasoning", "reasoning_details")
+
 NANO_PER_USD: Final = 1_000_000_000
 # xAI states costs in ticks, ten thousand million of them a dollar.
 TICKS_PER_NANO: Final = 10
@@ -166,7 +170,12 @@ class ChatFold(Fold):
     def take(self, name: str | None, value: Mapping[str, Any]) -> bool:
         """Takes a chunk; true for the extra one that reports usage and carries nothing else."""
         choices = items_of(value, "choices")
-        self._text_bytes += text_bytes([each.get("delta", each.get("text")) for each in choices])
+        deltas = [each.get("delta", each.get("text")) for each in choices]
+        if not self.has_text:
+            self._summary_bytes += sum(
+                text_bytes(each.get(name)) for each in deltas if isinstance(each, dict) for name in _SUMMARIES
+            )
+        self._text_bytes += text_bytes(deltas)
         self._model = text_at(value, "model") or self._model
         self._context = context_of(value) or self._context
         self._failed = error_code(value) or self._failed

@@ -118,7 +118,10 @@ class ResponsesFold(Fold):
             if kind in _ENDS:
                 self._ended = read_response(response)
         elif kind.endswith(".delta"):
-            self._text_bytes += text_bytes(value.get("delta"))
+            size = text_bytes(value.get("delta"))
+            self._text_bytes += size
+            if kind.startswith("response.reasoning_summary"):
+                self._summary_bytes += size
         elif kind == "response.output_item.done":
             item = value.get("item")
             for count, number in count_tools({"output": [item]}).items():

@@ -62,6 +62,10 @@ class StreamFold(Protocol):
     def done(self) -> None:
         """Takes the ``[DONE]`` that ends some streams."""
 
+    @property
+    def has_text(self) -> bool:
+        """Whether any of the answer's own text has come. A summary of thoughts is none: it shows only part of them."""
+
     def reading(self) -> Reading:
         """The reading so far, without the bytes that could not be read."""
 
@@ -131,6 +135,11 @@ class StreamReader:
         self._frames = splitter_for(framing)
         self._loads = loads
         self._unread_bytes = 0
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any of the answer's own text has come."""
+        return self._fold.has_text
 
     def feed(self, chunk: bytes) -> list[tuple[bytes, bool]]:
         """The frames that `chunk` completes, as sent, each with whether it is one that only reports usage."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Final
@@ -29,7 +29,10 @@ NEXT_LOOK_MS: Final = 60_000
 LEASE_MS: Final = 900_000
 _RETRY_MS: Final = 60_000
 _LONGEST_RETRY_MS: Final = 3_600_000
-# How often a vendor may say that it knows nothing of a job or its results before that is believed.
+# So far do the waits double.
+_MOST_DOUBLINGS: Final = 6
+# How often a vendor may say that it knows nothing of a job or its results, each time after a longer wait, before that
+# is believed.
 GONE_TRIES: Final = 5
 _LINES_AT_A_TIME: Final = 16
 _KEEP_PAUSES_S: Final = (0.0, 0.2, 1.0, 5.0, 30.0)
@@ -58,6 +61,11 @@ class Keeper:
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
 
+    async def finish_tasks(self, timeout_s: float) -> None:
+        """Waits for what is being kept or settled, at the end of the gateway."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
     # ---- submission -------------------------------------------------------------------------------------------------
 
     def take_over(self, call: AdmittedCall, metered: Metered, http_status: int) -> GoesOn | None:
@@ -74,10 +82,7 @@ class Keeper:
             return GoesOn(None)
         job = self.job_of(call, reading.job, http_status)
         call.span.end({"http.response.status_code": http_status, "farthing.transaction_id": call.transaction_id})
-        task = asyncio.create_task(self._keep_patiently(job))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return GoesOn(task)
+        return GoesOn(self._begin(self._keep_patiently(job)))
 
     def settle_at_bound(self, call: AdmittedCall, http_status: int) -> None:
         """Settles a call whose vendor may be at work on a job that nobody can name."""
@@ -121,12 +126,10 @@ class Keeper:
         )
 
     async def _keep_patiently(self, job: Job) -> None:
-        # Only its caller can ask for a job that was submitted with a key of the caller's own.
-        next_ms = GIVE_UP_MS if job.by_own_key else FIRST_LOOK_MS
         for pause_s in _KEEP_PAUSES_S:
             await asyncio.sleep(pause_s)
             try:
-                await self._jobs.keep(job, next_ms)
+                await self._jobs.keep(job, self._next_ms(job, FIRST_LOOK_MS))
             except UnavailableError:
                 continue
             return
@@ -162,19 +165,26 @@ class Keeper:
 
         Whoever deletes the results of a batch before they are read pays for all that it could have used.
         """
-        job = claim.job
+        job, now_ms = claim.job, self._clock.now_ms()
         log.warning("job_not_settled", transaction_id=job.transaction_id, job_id=job.job_id, reason=str(error))
-        if isinstance(error, VendorSaysNoError) and error.is_gone and job.tries + 1 >= GONE_TRIES:
+        retry_ms = _retry_ms(job.tries)
+        if not (isinstance(error, VendorSaysNoError) and error.is_gone):
+            job = replace(job, tries=job.tries + 1)
+        elif now_ms < job.gone_from_ms:
+            retry_ms = job.gone_from_ms - now_ms  # a client that asks every second has not waited
+        elif job.gone + 1 >= GONE_TRIES:
             tally = Tally(job)
             tally.add_bound()
             await self._settle(claim, tally, "partial")
             return
-        retry_ms = min(_RETRY_MS * 2**job.tries, _LONGEST_RETRY_MS)
-        await self._jobs.put_back(replace(claim, job=replace(job, tries=job.tries + 1)), retry_ms)
+        else:
+            retry_ms = _retry_ms(job.gone)
+            job = replace(job, tries=job.tries + 1, gone=job.gone + 1, gone_from_ms=now_ms + retry_ms)
+        await self._jobs.put_back(replace(claim, job=job), self._next_ms(job, retry_ms))
 
     async def goes_on(self, claim: Claim) -> None:
         """Puts a job back that has not ended."""
-        await self._jobs.put_back(claim, NEXT_LOOK_MS)
+        await self._jobs.put_back(claim, self._next_ms(claim.job, NEXT_LOOK_MS))
 
     async def give_up(self, claim: Claim) -> None:
         """Forgets a job whose end nobody has told of; its hold was booked long ago."""
@@ -199,11 +209,30 @@ class Keeper:
         return outcome_of(kinds) if ending.outcome is None else ending.outcome
 
     async def _settle(self, claim: Claim, tally: Tally, outcome: Outcome) -> None:
+        # Whoever waits for it may be cancelled; a job that has been ended must be settled all the same.
+        await asyncio.shield(self._begin(self._end_and_settle(claim, tally, outcome)))
+
+    async def _end_and_settle(self, claim: Claim, tally: Tally, outcome: Outcome) -> None:
         if not await self._jobs.end(claim):
             return
         # Nothing is waited for between the two: a gateway that dies here leaves the job to its hold's expiry.
         if not self._settler.settle(claim.job, tally, outcome):
-            await self._jobs.keep(claim.job, _RETRY_MS)
+            await self._jobs.keep(claim.job, self._next_ms(claim.job, _RETRY_MS), again=True)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _next_ms(self, job: Job, next_ms: int) -> int:
+        # Only its caller can ask for a job that was submitted with a key of the caller's own: the gateway comes to it
+        # when it gives it up.
+        return max(job.gives_up_at_ms - self._clock.now_ms(), 0) if job.by_own_key else next_ms
+
+
+def _retry_ms(tries: int) -> int:
+    return int(min(_RETRY_MS * 2 ** min(tries, _MOST_DOUBLINGS), _LONGEST_RETRY_MS))
 
 
 def _take(tally: Tally, text: bytes, needed: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """What the lines of a batch can cost together: each bounded by itself, at its own model's price."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -14,6 +14,8 @@ from services.gateway.vendors.openai_batch import BatchRequest, read_batch_line
 
 # More than any vendor takes (OpenAI: 50,000; Azure: 100,000).
 MAX_LINES: Final = 100_000
+# Each has its price in the job's record. OpenAI takes one a file, and nobody has so many.
+MAX_MODELS: Final = 64
 _FILE: Final = "input_file_id"
 # A thread that computes keeps every other waiting for the interpreter, five milliseconds at a time. Calls in flight
 # must not notice a batch, so it stands back about once a millisecond.
@@ -69,9 +71,12 @@ def bound_lines(prices: PriceBook, prices_as: str, at_ms: int, facts: RequestFac
     for number, line in enumerate(lines, 1):
         if number % _BOUND_AT_A_TIME == 0:
             time.sleep(_BREATH_S)
-        priced = found.get(line.model) or prices.find(prices_as, line.model, at_ms)
         param, place = _place(facts, number)
         where = f"{place}: model {line.model!r}"
+        if line.model not in found and len(found) == MAX_MODELS:
+            message = f"{where} is one more than the {MAX_MODELS} models that a batch can have; submit it in parts"
+            raise RequestRefusedError("invalid_request", param, message)
+        priced = found.get(line.model) or prices.find(prices_as, line.model, at_ms)
         if priced is None:
             raise RequestRefusedError("unknown_model", param, f"{where} has no price, so the batch's cost has no bound")
         found[line.model] = priced
@@ -81,7 +86,7 @@ def bound_lines(prices: PriceBook, prices_as: str, at_ms: int, facts: RequestFac
             raise RequestRefusedError("invalid_request", param, f"{where}: {error}") from error
         except UnpricedComponentError as error:
             raise RequestRefusedError("unpriced_feature", param, f"{where}: {error}") from error
-        sums.setdefault(line.model, _Sum()).add(bound)
+        sums.setdefault(line.model, _Sum()).add(bound, line.counted)
     first = found[lines[0].model]
     parts = tuple(each.part(model, found[model]) for model, each in sums.items())
     counts: dict[str, int] = {}
@@ -100,10 +105,10 @@ def free_batch(catalog_version: str) -> Priced:
     return Priced("", "none", UNPRICED, catalog_version)
 
 
-def whole_part(model: str, priced_at: Priced, bound: Bound) -> JobPart:
-    """The one part of a job that was bounded as a whole."""
+def whole_part(model: str, priced_at: Priced, bound: Bound, counted: Mapping[str, int]) -> JobPart:
+    """The one part of a job that was bounded as a whole; `counted` is what its request itself is charged for."""
     sum_of_one = _Sum()
-    sum_of_one.add(bound)
+    sum_of_one.add(bound, counted)
     return sum_of_one.part(model, priced_at)
 
 
@@ -132,16 +137,24 @@ class _Sum:
     line_input_tokens: int = 0
     line_output_tokens: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    line_counts: dict[str, int] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    line_counted: dict[str, int] = field(default_factory=dict)
 
-    def add(self, bound: Bound) -> None:
+    def add(self, bound: Bound, counted: Mapping[str, int]) -> None:
         self.amount_nano += bound.amount_nano
         self.lines += 1
         self.input_tokens += bound.input_tokens
         self.output_tokens += bound.output_tokens
         self.line_input_tokens = max(self.line_input_tokens, bound.input_tokens)
         self.line_output_tokens = max(self.line_output_tokens, bound.output_tokens)
-        for name, count in bound.counts.items():
-            self.counts[name] = self.counts.get(name, 0) + count
+        for counts, sums, most in (
+            (bound.counts, self.counts, self.line_counts),
+            (counted, self.counted, self.line_counted),
+        ):
+            for name, count in counts.items():
+                sums[name] = sums.get(name, 0) + count
+                most[name] = max(most.get(name, 0), count)
 
     def part(self, model: str, priced: Priced) -> JobPart:
         return JobPart(
@@ -154,4 +167,7 @@ class _Sum:
             line_input_tokens=self.line_input_tokens,
             line_output_tokens=self.line_output_tokens,
             bound_nano=self.amount_nano,
+            line_counts=self.line_counts,
+            counted=self.counted,
+            line_counted=self.line_counted,
         )

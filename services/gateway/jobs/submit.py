@@ -1,8 +1,10 @@
 """A batch as it is submitted: its input file, had from the vendor with the call's key, and what its lines can cost."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 from services.core.jobs import JobKind
 from services.core.ports import UnavailableError
@@ -23,13 +25,15 @@ from services.gateway.snapshots import OrgView
 from services.gateway.table import Candidate
 from services.gateway.vendors import RequestFacts, RequestRefusedError, RouteRequest
 from services.gateway.vendors.openai_batch import read_batch
-from services.gateway.vendors.openai_responses import runs_in_background
 from services.gateway.vendors.openai_routes import BATCHES, RESPONSES
 
 _SHAPE: Final = BatchShape()
 _DIALECTS: Final = ("openai", "azure")
-# So many input files are in memory at a time, each of them at most `max_bytes`.
-_AT_A_TIME: Final = 2
+# So many input files are in memory at a time, each of them at most `max_bytes` and of another org.
+_AT_A_TIME: Final = 8
+# So long a batch waits for those before it.
+_BUSY_S: Final = 10.0
+_RETRY_AFTER: Final = ((b"retry-after", b"10"),)
 
 
 class Submissions:
@@ -40,14 +44,14 @@ class Submissions:
         self._connector = connector
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
-        self._room = asyncio.Semaphore(_AT_A_TIME)
+        self._slots = _Slots()
 
-    def job_of(self, candidate: Candidate, body: bytes) -> JobKind | None:
+    def job_of(self, candidate: Candidate, facts: RequestFacts) -> JobKind | None:
         """The kind of job that a request asks for; None for one that its answer ends."""
         route = candidate.route
         if route.billing == "submitted":
             return kind_of(candidate.dialect.name, route.name)
-        return "openai.response" if route.name == RESPONSES.name and runs_in_background(body) else None
+        return "openai.response" if route.name == RESPONSES.name and facts.in_background else None
 
     def has_input_file(self, candidate: Candidate) -> bool:
         """Whether only a file that the vendor has tells what a request can cost."""
@@ -63,9 +67,19 @@ class Submissions:
         try:
             batch = read_batch(request.body)
             path = request.route.path.rpartition("/")[0] + f"/files/{quote(batch.input_file_id, safe='')}/content"
-            async with asyncio.timeout(self._timeout_s), self._room:
-                content = await self._fetcher.file(access, path, self._max_bytes)
-                return await asyncio.to_thread(read_input, batch, content, _SHAPE, request.body)
+            free = await self._slots.take(view.snapshot.org)
+            reading: asyncio.Future[RequestFacts] | None = None
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    content = await self._fetcher.file(access, path, self._max_bytes)
+                    reading = asyncio.ensure_future(asyncio.to_thread(read_input, batch, content, _SHAPE, request.body))
+                    return await asyncio.shield(reading)
+            finally:
+                # A thread can't be stopped: until it ends, the file is in memory and its org has its slot.
+                if reading is None or reading.done():
+                    free()
+                else:
+                    reading.add_done_callback(lambda _: free())
         except RequestRefusedError as error:
             raise RefusedError(400, error.code, str(error), param=error.param) from error
         except TooLargeError as error:
@@ -92,3 +106,51 @@ class Submissions:
         except ValueError as error:
             raise RefusedError(400, "no_vendor_connection", str(error)) from error
         return Access(dialect, target, scoping_headers(request.headers), lasting_query(request.query))
+
+
+class _Slots:
+    """One batch of an org at a time is read, and `_AT_A_TIME` of all orgs."""
+
+    def __init__(self) -> None:
+        self._of_all = asyncio.Semaphore(_AT_A_TIME)
+        self._of_org: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def take(self, org: str) -> Callable[[], None]:
+        """A slot of the org's, by what frees it. Raises `RefusedError` when those before take too long."""
+        lock = self._of_org.setdefault(org, asyncio.Lock())
+        await self._wait(
+            lock,
+            RefusedError(
+                429,
+                "too_many_requests",
+                "another batch of this org is still being read; submit them one at a time, or try again in 10 seconds",
+                headers=_RETRY_AFTER,
+            ),
+        )
+        try:
+            await self._wait(
+                self._of_all,
+                RefusedError(
+                    503,
+                    "too_many_requests",
+                    f"{_AT_A_TIME} batches are being read in this gateway; try again in 10 seconds",
+                    headers=_RETRY_AFTER,
+                ),
+            )
+        except BaseException:
+            lock.release()
+            raise
+
+        def free() -> None:
+            self._of_all.release()
+            lock.release()
+
+        return free
+
+    @staticmethod
+    async def _wait(slot: asyncio.Lock | asyncio.Semaphore, refusal: RefusedError) -> None:
+        try:
+            async with asyncio.timeout(_BUSY_S):
+                await slot.acquire()
+        except TimeoutError as error:
+            raise refusal from error

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from services.core.estimate import Demand, fill_in_usage
 from services.core.events import ComponentCost, UsageSource
-from services.core.jobs import Job
+from services.core.jobs import Job, JobPart
 from services.core.money import divide_half_even
 from services.core.pricing import Context, Price, price_usage, rates_for, unpriced_counts
 from services.core.usage.reading import Reading
@@ -22,7 +22,7 @@ class Tally:
         self._quantities: dict[tuple[str, int, int], int] = {}
         self._unpriced: list[str] = []
         self._is_estimated = False
-        self._left = [[each.input_tokens, each.output_tokens] for each in job.parts]
+        self._left = [_Left(each) for each in job.parts]
         self._context: dict[str, str] | None = None
         self.usage: dict[str, int] = {}
         self.lines = 0
@@ -32,7 +32,7 @@ class Tally:
         """Where the usage comes from; one line that had to be estimated makes an estimate of the whole."""
         if not self.lines:
             return "none"
-        return "estimated" if self._is_estimated else "reported"
+        return "estimated" if self._is_estimated or any(each.is_guessed for each in self._left) else "reported"
 
     @property
     def context(self) -> Context:
@@ -49,15 +49,13 @@ class Tally:
         context = {**reading.context, **self.job.context}
         candidates = []
         for place in self._places_of(reading.model):
-            part, left = self.job.parts[place], self._left[place]
-            demand = Demand(
-                min(part.line_input_tokens, left[0]), min(part.line_output_tokens, left[1]), counts=part.counts
-            )
-            usage, source = fill_in_usage(reading.usage, needed, reading.text_bytes, demand)
-            candidates.append((place, usage, source, price_usage(part.price, usage, context)))
+            left, price = self._left[place], self.job.parts[place].price
+            reported = {**left.counted(), **reading.usage}
+            usage, source = fill_in_usage(reported, needed, reading.text_bytes, left.demand())
+            candidates.append((place, usage, source, price_usage(price, usage, context)))
         place, usage, source, costs = max(candidates, key=lambda each: sum(cost.cost_nano for cost in each[3]))
         self._is_estimated |= source == "estimated"
-        self._take(place, usage)
+        self._left[place].take(usage)
         self._add(self.job.parts[place].price, usage, context, costs)
 
     def add_unread(self) -> None:
@@ -68,15 +66,11 @@ class Tally:
         context, parts = self.job.context, self.job.parts
         candidates = []
         for place, part in enumerate(parts):
-            left = self._left[place]
-            usage = {
-                "input_tokens": min(part.line_input_tokens, left[0]),
-                "output_tokens": min(part.line_output_tokens, left[1]),
-            }
+            usage = self._left[place].most()
             candidates.append((place, usage, price_usage(part.price, usage, context)))
         place, usage, costs = max(candidates, key=lambda each: sum(cost.cost_nano for cost in each[2]))
         self._is_estimated = True
-        self._take(place, usage)
+        self._left[place].take(usage)
         self._add(parts[place].price, usage, context, costs)
 
     def add_bound(self) -> None:
@@ -110,11 +104,6 @@ class Tally:
         self._context = dict(kept)
         self._unpriced += [name for name in unpriced_counts(price, usage, context) if name not in self._unpriced]
 
-    def _take(self, place: int, usage: Mapping[str, int]) -> None:
-        left = self._left[place]
-        left[0] = max(left[0] - usage.get("input_tokens", 0), 0)
-        left[1] = max(left[1] - usage.get("output_tokens", 0), 0)
-
     def _places_of(self, model: str | None) -> Sequence[int]:
         """The part that an answer belongs to: all of them, the dearest to be taken, when its model does not say.
 
@@ -127,6 +116,47 @@ class Tally:
             return [names.index(model)]
         dated = [place for place, name in enumerate(names) if model.startswith(name.removesuffix("-latest"))]
         return [max(dated, key=lambda place: len(names[place]))] if dated else range(len(names))
+
+
+class _Left:
+    """What a part's lines can still use, and are still charged for by their requests, as its lines come in."""
+
+    def __init__(self, part: JobPart) -> None:
+        self._part = part
+        self._lines = 0
+        self._most_of_line = {
+            **part.line_counts, "input_tokens": part.line_input_tokens, "output_tokens": part.line_output_tokens
+        }  # fmt: skip
+        self._most = {**part.counts, "input_tokens": part.input_tokens, "output_tokens": part.output_tokens}
+        self._counted = dict(part.counted)
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether only some of the lines came in, and nobody knows which: their requests are charged unlike."""
+        part = self._part
+        alike = all(count == part.lines * part.line_counted[name] for name, count in part.counted.items())
+        return not alike and 0 < self._lines < part.lines
+
+    def most(self) -> dict[str, int]:
+        """The most that one more line can use."""
+        return {name: min(count, self._most[name]) for name, count in self._most_of_line.items()}
+
+    def demand(self) -> Demand:
+        """The same, of a line that has come without some of its counts."""
+        counts = self.most()
+        return Demand(counts.pop("input_tokens"), counts.pop("output_tokens"), counts=counts)
+
+    def counted(self) -> dict[str, int]:
+        """What the request of one more line is charged for: of all lines, no more than what all requests are."""
+        left = {name: min(count, self._counted[name]) for name, count in self._part.line_counted.items()}
+        return {name: count for name, count in left.items() if count}
+
+    def take(self, usage: Mapping[str, int]) -> None:
+        """Takes a line's use."""
+        self._lines += 1
+        for left in (self._most, self._counted):
+            for name in left:
+                left[name] = max(left[name] - usage.get(name, 0), 0)
 
 
 def _within(costs: Sequence[ComponentCost], bound_nano: int) -> int:

@@ -64,6 +64,11 @@ class Watch:
         self._max_bytes = max_bytes
         self._tasks: set[asyncio.Task[None]] = set()
 
+    async def finish_tasks(self, timeout_s: float) -> None:
+        """Waits for settlements that their calls did not wait for, at the end of the gateway."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
     async def serve(
         self,
         method: str,

@@ -69,7 +69,8 @@ class RequestFacts:
     counts that are exact already, because the vendor charges by the request itself (characters to be spoken).
     `context` picks the rates besides the model where the request alone decides it (``{"processing": "batch"}``).
     `lines` are the requests of a batch, each bounded by itself; then `demand` is nothing. `endpoint` is the path that
-    all of them are for, when they are in a file.
+    all of them are for, when they are in a file. `in_background`: the request asks for its work to go on after the
+    answer. `is_unpriced`: nothing is known of what it costs.
     """
 
     model: str
@@ -83,6 +84,8 @@ class RequestFacts:
     context: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     lines: tuple["RequestFacts", ...] = ()
     endpoint: str = ""
+    is_unpriced: bool = False
+    in_background: bool = False
 
 
 class Dialect(Protocol):

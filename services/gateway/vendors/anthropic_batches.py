@@ -6,8 +6,18 @@ from typing import Any, Final
 from services.core.estimate import Demand
 from services.core.usage.anthropic_messages import BatchShape, MessagesShape
 from services.gateway.vendors import RequestFacts, RequestRefusedError, RouteRequest
-from services.gateway.vendors.anthropic_messages import DECIDED, asks_one_hour, demand_of, has_long_window
-from services.gateway.vendors.fields import Fields, encoded, flag, invalid, is_plain, model_name, objects, read_object
+from services.gateway.vendors.anthropic_messages import DECIDED, demand_of, has_long_window
+from services.gateway.vendors.fields import (
+    Fields,
+    asks_one_hour,
+    encoded,
+    flag,
+    invalid,
+    is_plain,
+    model_name,
+    objects,
+    read_object,
+)
 
 MAX_REQUESTS: Final = 100_000
 _CONTEXT: Final = {"processing": "batch"}

@@ -14,6 +14,7 @@ from services.gateway.vendors.anthropic_tools import PROMPT_TOKENS, read_tools
 from services.gateway.vendors.fields import (
     TEMPLATE_TOKENS,
     Fields,
+    asks_one_hour,
     flag,
     invalid,
     model_name,
@@ -34,8 +35,6 @@ DECIDED: Final = frozenset(
 _LONG_WINDOW_BETA: Final = b"context-1m"
 _LONG_WINDOW_TOKENS: Final = 1_000_000
 
-# How a body can ask for one-hour cache writes: the value itself, or a letter of it written as an escape.
-_ONE_HOUR: Final = (b'"1h"', b"\\u0031", b"\\u0068")
 _ONE_HOUR_PART: Final = frozenset({"cache_write_1h"})
 
 # The values of fields that pick a price by which the standard one, or one that is not public, holds.
@@ -60,11 +59,6 @@ def read_messages(request: RouteRequest) -> RequestFacts:
         shape=_SHAPE,
         body=body,
     )
-
-
-def asks_one_hour(body: bytes) -> bool:
-    """Whether a request can ask for one-hour cache writes."""
-    return any(each in body for each in _ONE_HOUR)
 
 
 def has_long_window(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -30,7 +30,15 @@ _SKIM_BYTES: Final = 64 * 1024
 # A letter or underscore of a key, written as an escape.
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
 
+# How a body can ask for one-hour cache writes: the value itself, or a letter of it written as an escape.
+_ONE_HOUR: Final = (b'"1h"', b"\\u0031", b"\\u0068")
+
 Fields = dict[str, Any]
+
+
+def asks_one_hour(body: bytes) -> bool:
+    """Whether a request can ask for one-hour cache writes, as Anthropic's models take it: ``"ttl": "1h"``."""
+    return any(each in body for each in _ONE_HOUR)
 
 
 def read_object(body: bytes, decided: frozenset[str]) -> Fields:

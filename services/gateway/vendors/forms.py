@@ -15,6 +15,8 @@ logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 MAX_FORM_PARTS: Final = 1_000
 _MAX_TEXT_BYTES: Final = 1024 * 1024
+# The fields of all routes that are files, where they are decided by at all.
+_FILES: Final = frozenset({"file", "image", "images", "mask", "markup"})
 
 
 @dataclass(slots=True)
@@ -110,6 +112,11 @@ class _Reader:
         folded = name.casefold()
         if folded != name and folded in self._decided:
             raise invalid(folded, f"the field {name[:40]!r} could be taken for {folded!r}; use {folded!r} only")
+        # Servers do not agree on whether a part that has a file's name can be a text.
+        if self._is_file and name in self._decided and name not in _FILES:
+            raise invalid(name, f"the field {name!r} must be a text, not a file; leave its filename out")
+        if name in self._decided and name in (self.form.texts if self._is_file else self.form.files):
+            raise invalid(name, f"the field {name!r} is there as a text and as a file; keep one")
         if self._is_file:
             self.form.files.setdefault(name, []).append(bytes(self._data))
             return

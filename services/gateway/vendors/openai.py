@@ -25,9 +25,9 @@ from services.gateway.vendors.openai_texts import read_completion, read_embeddin
 
 
 def _read_batch(request: RouteRequest) -> RequestFacts:
-    """Refuses what only a reader of the input file can bound: see `openai_batch.read_batch_line`."""
+    """Refuses a batch without its input file, whose lines alone bound it: the gateway fetches and reads that first."""
     batch = read_batch(request.body)
-    raise unpriced("input_file_id", f"what the lines of {batch.input_file_id!r} can cost is not known here yet")
+    raise unpriced("input_file_id", f"what a batch can cost is in the lines of {batch.input_file_id!r}, not in here")
 
 
 _READERS: Final[Mapping[str, Callable[[RouteRequest], RequestFacts]]] = {

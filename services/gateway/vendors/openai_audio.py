@@ -17,9 +17,7 @@ from services.gateway.vendors.fields import TEMPLATE_TOKENS, Fields, invalid, mo
 from services.gateway.vendors.forms import form_flag, read_form
 
 SPEECH_DECIDED: Final = frozenset({"model", "input", "instructions", "response_format", "stream_format"})
-_HEARD_DECIDED: Final = frozenset(
-    {"model", "file", "prompt", "stream", "response_format", "chunking_strategy", "known_speaker_references"}
-)
+_HEARD_DECIDED: Final = frozenset({"model", "file", "prompt", "stream", "response_format", "chunking_strategy"})
 
 # These are charged by the token; any other model that speaks by the character, any other that hears by the time.
 _SPEAKS_BY_TOKEN: Final = re.compile(r"gpt-[\w.]+(?:-mini)?-tts")

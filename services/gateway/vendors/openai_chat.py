@@ -13,6 +13,7 @@ from services.gateway.vendors import RequestFacts, RouteRequest
 from services.gateway.vendors.fields import (
     MAX_OUTPUT_TOKENS,
     Fields,
+    asks_one_hour,
     encoded,
     flag,
     invalid,
@@ -69,6 +70,8 @@ def chat_facts(body: bytes, fields: Fields, model: str) -> RequestFacts:
     stream = flag(fields, "stream")
     content = _read_content(fields, model)
     note_cache_life(fields.get("prompt_cache_options"), content.priced, content.required)
+    if asks_one_hour(body):  # OpenRouter passes cache_control on to Anthropic, wherever in the body it is.
+        content.priced.add("cache_write_1h")
     searches = _searches(fields, model)
     if searches:
         content.unseen = content.unseen or "web_search_options"

@@ -4,8 +4,18 @@ from typing import Any, Final
 
 from services.core.estimate import Demand
 from services.core.usage.openai_responses import ResponsesShape
-from services.gateway.vendors import RequestFacts, RequestRefusedError, RouteRequest
-from services.gateway.vendors.fields import Fields, flag, invalid, model_name, objects, read_object, unpriced, whole
+from services.gateway.vendors import RequestFacts, RouteRequest
+from services.gateway.vendors.fields import (
+    Fields,
+    asks_one_hour,
+    flag,
+    invalid,
+    model_name,
+    objects,
+    read_object,
+    unpriced,
+    whole,
+)
 from services.gateway.vendors.openai_content import Content, note_cache_life, refuse_present, tiers_of
 
 MAX_ITEMS: Final = 20_000
@@ -69,13 +79,14 @@ def read_response(request: RouteRequest) -> RequestFacts:
     refuse_present(fields, _UNPRICED)
     model = model_name(fields.get("model"))
     content = _read_input(fields, model)
+    if asks_one_hour(body):
+        content.priced.add("cache_write_1h")
     kept = _kept_by_vendor(fields)
     counts = _read_tools(fields)
     calls = max(counts.values(), default=0)
     mode = (fields.get("reasoning") or {}).get("mode") if isinstance(fields.get("reasoning"), dict) else None
     if mode not in (None, "standard"):
         raise unpriced("reasoning.mode", "other modes run the model more often than can be bounded; leave it out")
-    flag(fields, "background")
     contexts, distinct = tiers_of(fields)
     # Compaction is one more run of the model.
     rounds = 1 + calls + (fields.get("context_management") is not None)
@@ -96,22 +107,13 @@ def read_response(request: RouteRequest) -> RequestFacts:
         ),
         shape=_SHAPE,
         body=body,
+        in_background=flag(fields, "background"),
     )
 
 
 def read_compaction(request: RouteRequest) -> RequestFacts:
     """The facts of a compaction, which is charged as a response; raises `RequestRefusedError`."""
     return read_response(request)
-
-
-def runs_in_background(body: bytes) -> bool:
-    """Whether a request for a response asks for it to go on after the answer; false for what can't be read."""
-    if b"background" not in body and b"\\u" not in body:
-        return False
-    try:
-        return bool(read_object(body, _DECIDED).get("background"))
-    except RequestRefusedError:
-        return False
 
 
 def _kept_by_vendor(fields: Fields) -> str | None:
