@@ -77,13 +77,17 @@ async def test_trailers_do_not_swallow_the_end_of_the_body(transport: VendorTran
             writer.write(b"%x\r\n%b\r\n0\r\nx-checksum: 1f\r\nserver-timing: total;dur=5\r\n\r\n" % (len(usage), usage))
             await writer.drain()
         writer.close()
+        await writer.wait_closed()
+        answered.set()
 
+    answered = asyncio.Event()
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         for _ in range(2):  # the second on the same line: nothing of the first may be left on it
             _, _, chunks = await read(transport, post(url))
             assert b"".join(chunks) == usage
+        await answered.wait()
 
 
 async def test_connections_are_used_again(transport: VendorTransport) -> None:
