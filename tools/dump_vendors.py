@@ -19,7 +19,8 @@ name, unless the org allows unpriced routes (`farthing org set --allow-unpriced-
 
 A vendor's own paths are served as they are, and always under `/<vendor>/…` too. Where two vendors have the same path,
 `X-Spend-Vendor` or the path's first segment picks one; without either it is the first of this page. The paths of
-OpenAI's dialect are served without their version, too.
+OpenAI's dialect are served without their version, too. `GET /v1/models` without a vendor's name is the gateway's own
+list of all that the org can reach; under a name it is that vendor's.
 
 This page is made by `python -m tools.dump_vendors`.
 

@@ -116,7 +116,8 @@ def assemble(ports: Ports, options: Options) -> Assembly:
         max_body_bytes=options.max_body_bytes,
         timeout_s=options.vendor_timeout_s,
     )
-    fetcher = Fetcher(ports.vendors, options.vendor_timeout_s)
+    timeout_s = options.vendor_timeout_s
+    fetcher = Fetcher(ports.vendors, timeout_s)
     keeper = Keeper(ports.jobs, fetcher, JobSettler(ports.outbox, ports.observer, calibration), clock)
     watch = Watch(free, keeper, names, options.max_response_bytes)
     calls = GovernedCalls(
@@ -126,15 +127,13 @@ def assemble(ports: Ports, options: Options) -> Assembly:
             connector=connector,
             admitter=admitter,
             fallbacks=Fallbacks(
-                Forwarder(ports.vendors, ports.observer, options.vendor_timeout_s),
+                Forwarder(ports.vendors, ports.observer, timeout_s),
                 Mover(connector, ports.hot_state, ports.outbox, clock),
             ),
             settler=Settler(ports.outbox, ports.observer, calibration),
             free=free,
             watch=watch,
-            submissions=Submissions(
-                fetcher, connector, max_bytes=options.max_response_bytes, timeout_s=options.vendor_timeout_s
-            ),
+            submissions=Submissions(fetcher, connector, max_bytes=options.max_response_bytes, timeout_s=timeout_s),
             keeper=keeper,
             models=ModelList(connector),
             observer=ports.observer,
@@ -142,13 +141,6 @@ def assemble(ports: Ports, options: Options) -> Assembly:
             max_body_bytes=options.max_body_bytes,
             max_response_bytes=options.max_response_bytes,
         )
-    )
-    surface = Surface(
-        table=table,
-        calls=calls,
-        control=Relay("control", options.control_url, ports.relay_transport),
-        ledger=Relay("ledger", options.ledger_url, ports.relay_transport),
-        readiness=_Readiness(ports, snapshots).reason,
     )
     poller = Poller(
         directory=ports.directory,
@@ -160,7 +152,18 @@ def assemble(ports: Ports, options: Options) -> Assembly:
         fetcher=fetcher,
         interval_s=options.job_poll_interval_s,
     )
-    return Assembly(Gateway(surface), snapshots, admitter, poller, keeper, watch)
+    app = Gateway(_surface(ports, options, table, calls, snapshots))
+    return Assembly(app, snapshots, admitter, poller, keeper, watch)
+
+
+def _surface(ports: Ports, options: Options, table: RouteTable, calls: GovernedCalls, snapshots: Snapshots) -> Surface:
+    return Surface(
+        table=table,
+        calls=calls,
+        control=Relay("control", options.control_url, ports.relay_transport),
+        ledger=Relay("ledger", options.ledger_url, ports.relay_transport),
+        readiness=_Readiness(ports, snapshots).reason,
+    )
 
 
 class _Readiness:
