@@ -216,7 +216,9 @@ class Sink:
     async def _stop(self, place: TopicPartition, reason: str) -> NoReturn:
         _log.error("ledger_gap", topic=place.topic, partition=place.partition, reason=reason)
         with contextlib.suppress(UnavailableError, TimeoutError):
-            await asyncio.wait_for(self._hot.set_alarm(_alarm(place), reason), _ALARM_TIMEOUT_S)
+            # Not `wait_for`: on Python 3.11 it forgets a cancellation that comes as its task ends.
+            async with asyncio.timeout(_ALARM_TIMEOUT_S):
+                await self._hot.set_alarm(_alarm(place), reason)
         raise OffsetGapError(f"{place.topic} {place.partition}: {reason}")
 
     async def _clear_alarm(self, place: TopicPartition) -> None:
@@ -224,7 +226,8 @@ class Sink:
         if place not in self._moved:
             self._moved.add(place)
             with contextlib.suppress(UnavailableError, TimeoutError):
-                await asyncio.wait_for(self._hot.clear_alarm(_alarm(place)), _ALARM_TIMEOUT_S)
+                async with asyncio.timeout(_ALARM_TIMEOUT_S):
+                    await self._hot.clear_alarm(_alarm(place))
 
     async def _answer(self, what: str, operation: Callable[[], Awaitable[_T]]) -> _T:
         """The operation's result, tried more and more slowly until there is one."""

@@ -135,9 +135,12 @@ class Rig:
         try:
             yield task
         finally:
-            task.cancel()
+            # Again and again, as at every place where a library may have let a cancellation go by.
+            while not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=1.0)
             with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+                task.result()
 
     async def catch_up(self, seconds: float = 10.0) -> None:
         """Runs a sink until it has everything the log has; raises what ended it before."""
