@@ -89,7 +89,8 @@ class MemoryLog:
             yield batch
             if not batch:
                 try:
-                    await asyncio.wait_for(self._news.wait(), max_wait_ms / 1000)
+                    async with asyncio.timeout(max_wait_ms / 1000):
+                        await self._news.wait()
                 except TimeoutError:
                     continue
 
