@@ -92,15 +92,20 @@ def strict_bound(price: Price, demand: Demand) -> Bound:
     if limit is None:
         raise UnboundedError(demand.limit_param)
     input_tokens = demand.input_tokens
-    if (demand.rounds > 1 or demand.unseen is not None) and not _is_free(price, demand, "input"):
-        if price.context_window is None:
+    reach: int | None = input_tokens
+    if demand.rounds > 1 or demand.unseen is not None:
+        if price.context_window is not None:
+            input_tokens = max(input_tokens, price.context_window) * demand.rounds
+            reach = input_tokens
+        elif _is_free(price, demand, "input"):
+            reach = None  # costs nothing itself, but a long input can bring the output into a dearer tier
+        else:
             raise _no_window(demand.unseen or "tools")
-        input_tokens = max(input_tokens, price.context_window) * demand.rounds
     output_tokens = limit * demand.choices * demand.rounds
     _check_distinct(price, demand.distinct)
     amounts = []
     for context in demand.contexts if price.variants else demand.contexts[:1]:
-        for rates in _reachable(price, context, input_tokens):
+        for rates in _reachable(price, context, reach):
             _check_priced(rates, demand)
             amounts.append(_most(rates, demand, input_tokens, output_tokens, price.minimums))
     return Bound(input_tokens, output_tokens, max(amounts), demand.counts)
@@ -122,9 +127,10 @@ def _no_window(param: str) -> UnboundedError:
     return UnboundedError(param, message)
 
 
-def _reachable(price: Price, context: Context, input_tokens: int) -> list[Rates]:
+def _reachable(price: Price, context: Context, reach: int | None) -> list[Rates]:
+    """The rates a call of up to `reach` input tokens may fall under; None: of any number."""
     rates, tiers = price.rate_sets(context)
-    return [rates, *(tier.rates for tier in tiers if input_tokens > tier.above_input_tokens)]
+    return [rates, *(tier.rates for tier in tiers if reach is None or reach > tier.above_input_tokens)]
 
 
 def _check_distinct(price: Price, distinct: Context) -> None:

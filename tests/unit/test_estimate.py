@@ -134,6 +134,15 @@ def test_content_that_can_not_be_seen_fills_the_window() -> None:
         strict_bound(Price({"input": 1, "output": 1}), Demand(10, 5, unseen="messages[0]"))
 
 
+def test_input_that_costs_nothing_can_still_bring_the_output_into_a_dearer_tier() -> None:
+    rates, dearer = {"input": 0, "output": 1_000_000}, {"input": 0, "output": 3_000_000}
+    price = Price(rates, (Tier(200, dearer),), context_window=1_000)
+    assert strict_bound(price, Demand(10, 5, unseen="cachedContent")) == Bound(1_000, 5, 15)
+    endless = Price(rates, (Tier(200, dearer),))
+    assert strict_bound(endless, Demand(10, 5, unseen="cachedContent")) == Bound(10, 5, 15)
+    assert strict_bound(endless, Demand(10, 5)) == Bound(10, 5, 5)
+
+
 def test_counts_are_bounded_and_must_have_a_price() -> None:
     price = Price({"input": 0, "output": 0, "web_search": 10_000_000_000, "audio_duration": 3_600_000})
     assert strict_bound(price, Demand(1, 1, counts={"web_searches": 3})).amount_nano == 30_000
