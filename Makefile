@@ -1,5 +1,5 @@
 # `make up` needs Python 3.11 or newer; `make test` needs Java 17, Maven and Node 20 too, and installs what it may.
-.PHONY: up test lint lock format bench bench-readers
+.PHONY: up test explore lint lock format bench bench-readers
 
 # Farthing on this machine: make up ARGS="--port 18080 --data-dir ./elsewhere"
 up:
@@ -11,6 +11,12 @@ test: lint
 	@tools/fetch_kafka.sh
 	@tools/setup_clients.sh
 	@tools/test.sh $(ARGS)
+
+# The properties on examples that no run had before, over and over; what fails prints how to have it again: make explore ROUNDS=20
+explore:
+	@tools/setup.sh dev
+	@for round in $$(seq $(or $(ROUNDS),5)); do \
+		.venv/bin/pytest -q tests/property tests/unit/test_codec.py --hypothesis-profile=explore $(ARGS) || exit; done
 
 lint:
 	@tools/setup.sh dev

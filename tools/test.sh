@@ -12,7 +12,8 @@ for argument in "$@"; do
     fi
 done
 
-apart="tests/unit tests/property tests/contract tests/fuzz tests/integration/hot_state"
+# The longest first.
+apart="tests/contract tests/unit tests/property tests/fuzz tests/integration/hot_state"
 for name in control_api control_prices gateway_fallback gateway_wire jobs_anthropic jobs_openai jobs_port ledger_api; do
     apart="$apart tests/integration/test_$name.py"
 done
@@ -31,7 +32,7 @@ run() {
 
 empty=0
 # shellcheck disable=SC2086
-run --numprocesses 2 --dist loadgroup $apart "$@"
+run --numprocesses 2 --dist loadscope --no-loadscope-reorder $apart "$@"
 # shellcheck disable=SC2086
 run tests/integration tests/chaos $ignored "$@"
 [ "$empty" -lt 2 ] || exit 5

@@ -21,9 +21,6 @@ from tests.support.clients import CLIENTS, MODELS, ROOT
 from tests.support.vendors import Received
 from tests.support.vendors.forms import parts_of
 
-# Each client runs once for all of these, so they stay in one process.
-pytestmark = pytest.mark.xdist_group("clients")
-
 FREE: Final = {"models", "moderations", "count_tokens"}
 # How the vendor is named and whose key is brought, and what is asked for that way.
 WAYS: Final = {

@@ -14,9 +14,6 @@ from tests.support.client_scenarios import BLOCKED, DIRECT, RATE_LIMITED, UNKNOW
 from tests.support.client_world import Run, run_of
 from tests.support.clients import CLIENTS
 
-# Each client runs once for all of these, so they stay in one process.
-pytestmark = pytest.mark.xdist_group("clients")
-
 CUT: Final = "cut"
 Exceptions = Mapping[int | str, str]
 OPENAI: Final[Exceptions] = {
