@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs the tests: tools/test.sh [PYTEST ARGUMENTS…]
 #
-# Those that share nothing and kill nothing go over two processes, each with engines of its own; those that start, kill
-# and pause whole services go one by one after them. Arguments that name tests run just these.
+# Most go over two processes, module by module, each process with engines of its own; those that kill and pause whole
+# services under load go one by one after them. Arguments that name tests run just these.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -12,13 +12,10 @@ for argument in "$@"; do
     fi
 done
 
-# The longest first.
-apart="tests/contract tests/unit tests/property tests/fuzz tests/integration/hot_state"
-for name in control_api control_prices gateway_fallback gateway_wire jobs_anthropic jobs_openai jobs_port ledger_api; do
-    apart="$apart tests/integration/test_$name.py"
-done
+# Faust's group and the kills are timed by what else the machine has to do.
+alone="tests/integration/test_aggregator_faust.py tests/chaos"
 ignored=
-for path in $apart; do
+for path in $alone; do
     ignored="$ignored --ignore=$path"
 done
 
@@ -31,8 +28,9 @@ run() {
 }
 
 empty=0
+# The longest modules first.
 # shellcheck disable=SC2086
-run --numprocesses 2 --dist loadscope --no-loadscope-reorder $apart "$@"
+run --numprocesses 2 --dist loadscope --no-loadscope-reorder tests/contract tests/integration tests $ignored "$@"
 # shellcheck disable=SC2086
-run tests/integration tests/chaos $ignored "$@"
+run $alone "$@"
 [ "$empty" -lt 2 ] || exit 5
