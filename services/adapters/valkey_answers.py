@@ -1,0 +1,48 @@
+"""`core.answers.Answers` in Valkey or Redis (7 or newer), one key an answer, in its org's slot.
+
+Like jobs, answers must outlive a rebuild, which clears the org's own keys: so theirs begin with ``answers:``.
+"""
+
+from typing import Final
+
+from services.adapters.valkey_connection import HotConnection
+from services.core.answers import Answer, decode_answer, encode_answer
+
+# Forgets KEYS[1] while it is only claimed: ARGV[1] is how such a value ends.
+_DROP: Final = """#!lua
+local there = redis.call('GET', KEYS[1])
+if there and string.sub(there, -string.len(ARGV[1])) == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+end
+"""
+_CLAIM_END: Final = encode_answer(Answer("")).removeprefix(b'[""')
+
+
+class ValkeyAnswers:
+    """Answers, each a string that the server forgets by itself."""
+
+    def __init__(self, connection: HotConnection) -> None:
+        self._connection = connection
+
+    async def claim(self, org: str, name: str, request_hash: str, keep_ms: int) -> Answer | None:
+        """See the port."""
+        claim = encode_answer(Answer(request_hash))
+        there = await self._connection.execute("SET", _key(org, name), claim, "NX", "GET", "PX", keep_ms)
+        return None if there is None else decode_answer(there)
+
+    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> None:
+        """See the port."""
+        await self._connection.execute("SET", _key(org, name), encode_answer(answer), "PX", keep_ms)
+
+    async def find(self, org: str, name: str) -> Answer | None:
+        """See the port."""
+        there = await self._connection.execute("GET", _key(org, name))
+        return None if there is None else decode_answer(there)
+
+    async def drop(self, org: str, name: str) -> None:
+        """See the port."""
+        await self._connection.execute("EVAL", _DROP, 1, _key(org, name), _CLAIM_END)
+
+
+def _key(org: str, name: str) -> str:
+    return f"answers:{{{org}}}:{name}"

@@ -1,0 +1,1 @@
+"""Delegations: keys and budgets of parts that were carved from others (BU-9)."""

@@ -1,0 +1,1 @@
+"""Parts of budgets, handed on to runs and sub-agents with keys of their own (BU-9)."""

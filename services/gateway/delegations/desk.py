@@ -1,0 +1,295 @@
+"""Handing on a part of a budget: held first, then given a key; ended, then settled by the reaper (`core.parts`)."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+from ulid import ULID
+
+from services.core import parts
+from services.core.codec_fields import format_time
+from services.core.events import CallFacts, Denial, Reservation, Settlement
+from services.core.identity import DIMENSIONS
+from services.core.money import format_usd, parse_usd
+from services.core.ports import HotState, UnavailableError
+from services.core.windows import CalendarSpan
+from services.gateway.plain_api import Caller, Told, away
+from services.gateway.refusal import RefusedError
+from services.gateway.reservations import told
+from services.gateway.reservations.bodies import MAX_HOLD_SECONDS, Name, Usd
+from services.gateway.reservations.holding import STATED, Holding, ask, matched, quietly
+from services.gateway.reservations.past import History, Past
+from services.gateway.reservations.told import CREATED, NO_ROOM, OK
+from services.gateway.snapshots import HotClock
+
+# A tenth of a cent. Every part is a key and a budget that each gateway knows.
+MIN_PART_NANO: Final = 1_000_000
+# The part's window begins a little before it is made: another gateway's idea of the hot state's clock may be behind.
+_BEFORE_MS: Final = 60_000
+# A revoked key stops within a second on every replica; the reaper looks a moment after that.
+_SETTLE_MS: Final = 3_000
+
+
+class DelegateBody(BaseModel):
+    """A part to hand on. What names its holder is pinned to its key, beside all that the caller is pinned to."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    amount_usd: Usd
+    expires_in_seconds: Annotated[int, Field(ge=60, le=MAX_HOLD_SECONDS)] = 3_600
+    agent: Name | None = None
+    user: Name | None = None
+    project: Name | None = None
+    session: Name | None = None
+    environment: Name | None = None
+
+
+class EndBody(BaseModel):
+    """Nothing needs to be said."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Carved:
+    """A part that is held, as control is told of it."""
+
+    reservation_id: str
+    budget_id: str
+    parent_budget_id: str
+    limit_nano: int
+    covers: tuple[str, ...]
+    starts_ms: int
+    ends_ms: int
+    pins: Mapping[str, str]
+    made_by: str
+
+
+class DeclinedError(Exception):
+    """Control will not do what was asked, however often it is: an HTTP `status`, a `code`, and a text that says why."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Control(Protocol):
+    """What control keeps of delegations. Every method may raise `DeclinedError`."""
+
+    async def delegate(self, org: str, carved: Carved) -> str:
+        """Makes the part's budget and key; the key in clear. Raises `UnavailableError`."""
+
+    async def find(self, org: str, budget_id: str) -> Mapping[str, Any] | None:
+        """A delegation's fields; None when there is none. Raises `UnavailableError`."""
+
+    async def end(self, org: str, budget_id: str, actor: str) -> Sequence[str]:
+        """Revokes the part's key and takes its budget away, and so with all that was carved from it in turn.
+
+        Answers the reservations that hold them. Raises `UnavailableError`.
+        """
+
+
+class Desk:
+    """Delegates. Every method may raise `RefusedError`."""
+
+    def __init__(
+        self, holding: Holding, history: History, control: Control, hot_state: HotState, clock: HotClock
+    ) -> None:
+        self._holding = holding
+        self._history = history
+        self._control = control
+        self._hot_state = hot_state
+        self._clock = clock
+
+    async def delegate(self, caller: Caller, budget_id: str, body: DelegateBody) -> Told:
+        """Carves a part from all that the caller's calls are charged to, `budget_id` among it."""
+        pins = _pins(caller, body)
+        amount_nano = parse_usd(body.amount_usd)
+        if amount_nano < MIN_PART_NANO:
+            message = f"amount_usd: a part has at least ${format_usd(MIN_PART_NANO)}, or hardly a call could spend it"
+            raise RefusedError(400, "invalid_request", message, param="amount_usd")
+        ulid = ULID()
+        now_ms = self._clock.now_ms()
+        span = CalendarSpan(now_ms - _BEFORE_MS, now_ms + body.expires_in_seconds * 1000)
+        part_id = f"{parts.BUDGET_PREFIX}{ulid}"
+        # In the session that its calls will be in: what caps each session is carved there, or not at all.
+        facts = _facts(caller, parts.part_flags(part_id, span), pins.get("session"))
+        # Parts of parts: what this caller's own part covers is covered for its parts, too.
+        matching = matched(caller, facts)
+        if budget_id not in {name for each in matching.applicable for name in (each.budget_id, each.budget.budget_id)}:
+            message = (
+                f"no budget {budget_id[:80]!r} that all of this key's calls are charged to; "
+                "one of a vendor or a model caps the part's own calls instead"
+            )
+            raise RefusedError(404, "not_found", message)
+        covered = [name for each in matching.applicable for name in each.budget.covers]
+        hold_ms = span.end_ms - now_ms + _SETTLE_MS
+        held = await self._holding.hold(caller, facts, amount_nano, f"{parts.RESERVATION_PREFIX}{ulid}", hold_ms)
+        if isinstance(held, Denial):
+            return Told(NO_ROOM, told.refused(held))
+        carved = Carved(
+            reservation_id=held.transaction_id,
+            budget_id=part_id,
+            parent_budget_id=budget_id,
+            limit_nano=amount_nano,
+            covers=tuple(dict.fromkeys((*(each.budget_id for each in held.charges), *covered))),
+            starts_ms=span.start_ms,
+            ends_ms=span.end_ms,
+            pins=pins,
+            made_by=caller.identity.key_id,
+        )
+        await quietly(self._history.opened(held))
+        key = await self._key_of(caller, carved, held)
+        return Told(CREATED, {**_fields(carved), "key": key})
+
+    async def _key_of(self, caller: Caller, carved: Carved, held: Reservation) -> str:
+        try:
+            return await self._control.delegate(caller.org, carved)
+        except DeclinedError as error:
+            self._holding.record(_nothing_spent(held, self._clock.now_ms()))
+            raise _refused(error, "; nothing is held") from error
+        except UnavailableError as error:
+            # Whether control has made the key is not known; if so, nobody has been told it.
+            self._holding.record(_nothing_spent(held, self._clock.now_ms()))
+            raise away("control is away, and a part needs a key; nothing is held. Try again in a moment") from error
+
+    async def find(self, caller: Caller, budget_id: str) -> Told:
+        """Where a part stands."""
+        known = await self._known(caller, budget_id)
+        has_ended = known["has_ended"] or known["ends_ms"] <= self._clock.now_ms()
+        fields: dict[str, Any] = {
+            "budget_id": budget_id,
+            "parent_budget_id": known["parent_budget_id"],
+            "limit_usd": format_usd(known["limit_nano"]),
+            "expires_at": format_time(known["ends_ms"]),
+            "state": "ended" if has_ended else "live",
+        }
+        span = CalendarSpan(known["starts_ms"], known["ends_ms"])
+        facts = _facts(caller, parts.part_flags(budget_id, span))
+        proposal = parts.part_of(facts)
+        assert proposal is not None, "these are a part's facts"
+        standings = await ask(self._hot_state.peek(caller.org, [proposal]))
+        if standings is not None:
+            spent_nano, held_nano = standings[0].spent_nano, standings[0].held_nano
+            fields |= {
+                "spent_usd": format_usd(spent_nano),
+                "held_usd": format_usd(held_nano),
+                "remaining_usd": format_usd(known["limit_nano"] - spent_nano - held_nano),
+            }
+        return Told(OK, fields)
+
+    async def end(self, caller: Caller, budget_id: str) -> Told:
+        """Ends a part before its time, and all that its holder has handed on of it.
+
+        What is left returns once its open calls have ended.
+        """
+        known = await self._known(caller, budget_id)
+        outer = known["reservation_id"]
+        try:
+            # First: the ledger answers no key that is revoked, and it may be the part's own that asks.
+            past = await self._history.find(caller.org, outer, caller.credentials)
+            ended = await self._control.end(caller.org, budget_id, caller.key.key_id)
+        except DeclinedError as error:
+            raise _refused(error) from error
+        except UnavailableError as error:
+            raise away(f"the part can't be ended right now; it ends by itself at its time: {error}") from error
+        await self._settle_soon(caller, past)
+        for reservation_id in ended:
+            if reservation_id != outer:
+                with contextlib.suppress(UnavailableError):
+                    inner = await self._history.find(caller.org, reservation_id, caller.credentials)
+                    await self._settle_soon(caller, inner)
+        return Told(OK, {"budget_id": budget_id, "state": "ended"})
+
+    async def _settle_soon(self, caller: Caller, past: Past | None) -> None:
+        """Has the reaper look at a part as soon as its key is revoked everywhere.
+
+        Where that fails, what is left returns at the part's time: it has ended all the same, as the next one shall.
+        """
+        if past is not None and isinstance(past.first, Reservation) and past.settlement is None:
+            with contextlib.suppress(RefusedError):
+                await self._holding.resize(caller, past.first, past.first.held_nano, _SETTLE_MS)
+
+    async def _known(self, caller: Caller, budget_id: str) -> Mapping[str, Any]:
+        try:
+            known = await self._control.find(caller.org, budget_id)
+        except DeclinedError as error:
+            raise _refused(error) from error
+        except UnavailableError as error:
+            raise away("control is away; try again in a moment") from error
+        mine = known is not None and caller.key.key_id in (known["key_id"], known["made_by"])
+        if known is None or not (mine or caller.is_admin):
+            raise RefusedError(404, "not_found", f"there is no delegated budget {budget_id[:80]!r} of this key's")
+        return known
+
+
+def _refused(error: DeclinedError, more: str = "") -> RefusedError:
+    return RefusedError(error.status, error.code, f"{error}{more}")
+
+
+def _pins(caller: Caller, body: DelegateBody) -> dict[str, str]:
+    """What the part's key is pinned to: the caller's own identity, and what the part is for.
+
+    A key sees what it is pinned to. What pins the caller's can be narrowed, so that nobody sees or spends as another:
+    ``ada`` may name ``ada/reader``. Raises `RefusedError` (403) naming the field.
+    """
+    pins = {name: value for name in DIMENSIONS if (value := getattr(caller.identity, name)) is not None}
+    asked = {name: value for name in DIMENSIONS if (value := getattr(body, name, None)) is not None}
+    for name, value in asked.items():
+        pinned = caller.key.pins.get(name, value)
+        if value != pinned and not value.startswith(pinned + "/"):
+            message = (
+                f"{name}: this key is pinned to {name} {pinned!r}; leave {name} out, or name one of its own, "
+                f"such as {pinned + '/1'!r}"
+            )
+            raise RefusedError(403, "identity_mismatch", message, param=name)
+    return pins | asked
+
+
+def _facts(caller: Caller, flags: tuple[str, ...], session: str | None = None) -> CallFacts:
+    snapshot = caller.view.snapshot
+    return CallFacts(
+        identity=replace(caller.identity, session=session or caller.identity.session),
+        vendor=parts.VENDOR,
+        route=parts.ROUTE,
+        model_requested="",
+        model_priced="",
+        match="none",
+        catalog_version=snapshot.catalog_version,
+        config_version=snapshot.version,
+        flags=flags,
+    )
+
+
+def _nothing_spent(held: Reservation, now_ms: int) -> Settlement:
+    return Settlement(
+        transaction_id=held.transaction_id,
+        time_ms=now_ms,
+        facts=held.facts,
+        outcome="cancelled",
+        usage_source="none",
+        usage={},
+        components=(),
+        cost_nano=0,
+        held_nano=held.held_nano,
+        charges=held.charges,
+        http_status=0,
+        retry_count=0,
+        estimate_mode=STATED,
+        parent_charged=held.parent_charged,
+        admitted_at_ms=held.time_ms,
+    )
+
+
+def _fields(carved: Carved) -> dict[str, Any]:
+    return {
+        "budget_id": carved.budget_id,
+        "parent_budget_id": carved.parent_budget_id,
+        "limit_usd": format_usd(carved.limit_nano),
+        "expires_at": format_time(carved.ends_ms),
+        "reservation_id": carved.reservation_id,
+        "state": "live",
+    }

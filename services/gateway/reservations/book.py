@@ -1,0 +1,345 @@
+"""The reservation API's deeds: reserve, extend, settle, release, each done once whatever is asked again (GW-10, P2)."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from services.core.answers import CLAIM_MS, Answer
+from services.core.events import CallFacts, ComponentCost, Denial, HoldResized, Outcome, Reservation, Settlement
+from services.core.hotstate import EXPIRY_PRODUCER, TOMBSTONE_MS
+from services.core.money import parse_usd
+from services.core.parts import ROUTE as PART_ROUTE
+from services.core.ports import UnavailableError
+from services.core.pricing import price_usage, unpriced_counts
+from services.gateway.plain_api import Caller, Told, away
+from services.gateway.refusal import RefusedError
+from services.gateway.reservations import told
+from services.gateway.reservations.bodies import ExtendBody, ReserveBody, SettleBody
+from services.gateway.reservations.holding import STATED, Holding, ask, quietly
+from services.gateway.reservations.past import History, Past, event_of, has_happened
+from services.gateway.reservations.told import CREATED, NO_ROOM, OK
+from services.gateway.snapshots import HotClock
+
+ROUTE: Final = "reservation"
+# How long the answer to the same request under way elsewhere is waited for: until its claim has lapsed.
+_PATIENCE_S: Final = CLAIM_MS / 1000 + 2
+_PAUSE_S: Final = 0.02
+
+
+class Book:
+    """Reservations. Every method may raise `RefusedError`."""
+
+    def __init__(self, holding: Holding, clock: HotClock, history: History) -> None:
+        self._holding = holding
+        self._clock = clock
+        self._history = history
+
+    # ---- reserve ----------------------------------------------------------------------------------------------------
+
+    async def reserve(
+        self, caller: Caller, body: ReserveBody, reservation_id: str, request_hash: str, *, is_repeatable: bool
+    ) -> Told:
+        """Holds, or says why not; the same request under the same id is answered as it was."""
+        first = await self._known(caller, reservation_id, request_hash) if is_repeatable else None
+        if first is None:
+            try:
+                first = await self._open(caller, body, reservation_id, request_hash, is_repeatable=is_repeatable)
+            except RefusedError:
+                # Nothing was decided: the next try is as good as the first.
+                await quietly(self._history.drop(caller.org, reservation_id))
+                raise
+            await quietly(self._history.opened(first))
+        return Told(CREATED, told.held(first)) if isinstance(first, Reservation) else Told(NO_ROOM, told.refused(first))
+
+    async def _known(self, caller: Caller, reservation_id: str, request_hash: str) -> Reservation | Denial | None:
+        """How this request was answered before; None when it is for us to answer it, and now claimed."""
+        there = await self._claimed(lambda: self._history.claim(caller.org, reservation_id, request_hash), request_hash)
+        if there is not None:
+            first = event_of(there)
+            if there.request_hash != request_hash or not isinstance(first, Reservation | Denial):
+                raise _other_body(reservation_id)
+            return first
+        # Nothing is kept, or it was never told: what was done then may have been recorded all the same.
+        try:
+            past = await self._history.recorded(caller.org, reservation_id, caller.credentials)
+        except UnavailableError as error:
+            await quietly(self._history.drop(caller.org, reservation_id))
+            raise away(f"what this key was answered before can't be looked up: {error}") from error
+        if past is None:
+            return None
+        # It is not kept again: who finds how it was opened expects to find how it ended, too.
+        await quietly(self._history.drop(caller.org, reservation_id))
+        if past.first.facts.request_hash != request_hash:
+            raise _other_body(reservation_id)
+        return past.first
+
+    async def _claimed(self, claim: Callable[[], Awaitable[Answer | None]], request_hash: str | None) -> Answer | None:
+        """The answer that is there already; None when the deed is now ours to do.
+
+        While it is under way elsewhere that is waited for: whoever is at it answers, or is gone and its claim lapses.
+        What is not of `request_hash` is not waited for.
+        """
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while True:
+            there = await ask(claim())
+            if there is None or there.status or request_hash not in (None, there.request_hash):
+                return there
+            if time.monotonic() >= deadline_s:
+                raise away("the same request is under way elsewhere; ask again in a second")
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _open(
+        self, caller: Caller, body: ReserveBody, reservation_id: str, request_hash: str, *, is_repeatable: bool
+    ) -> Reservation | Denial:
+        facts, amount_nano = self._facts_and_amount(caller, body, request_hash)
+        hold_ms = self._hold_ms(caller, body)
+        return await self._holding.hold(
+            caller, facts, amount_nano, reservation_id, hold_ms, is_repeatable=is_repeatable
+        )
+
+    def _facts_and_amount(self, caller: Caller, body: ReserveBody, request_hash: str) -> tuple[CallFacts, int]:
+        snapshot = caller.view.snapshot
+        facts = CallFacts(
+            identity=caller.identity,
+            vendor=body.vendor,
+            route=ROUTE,
+            model_requested=body.model,
+            model_priced=body.model,
+            match="none",
+            catalog_version=snapshot.catalog_version,
+            config_version=snapshot.version,
+            auth_mode=body.auth_mode,
+            request_hash=request_hash,
+        )
+        if body.usage is None:
+            assert body.amount_usd is not None, "a body names one of the two"
+            return facts, parse_usd(body.amount_usd)
+        return self._priced(caller, facts, body.usage)[:2]
+
+    def _priced(
+        self, caller: Caller, facts: CallFacts, usage: Mapping[str, int]
+    ) -> tuple[CallFacts, int, tuple[ComponentCost, ...]]:
+        if not facts.model_requested:
+            raise RefusedError(
+                400, "invalid_request", "usage: this reservation names no model; say cost_usd", param="usage"
+            )
+        connection = caller.view.snapshot.connections.get(facts.vendor)
+        prices_as = facts.vendor if connection is None else connection.prices_as
+        priced = caller.view.prices.find(prices_as, facts.model_requested, self._clock.now_ms())
+        if priced is None:
+            message = (
+                f"model {facts.model_requested!r} of vendor {facts.vendor!r} has no price; say the amount in dollars"
+            )
+            raise RefusedError(400, "unknown_model", message, param="model")
+        missing = unpriced_counts(priced.price, usage)
+        if missing:
+            message = f"usage.{missing[0]}: this model has no price for it; say the amount in dollars"
+            raise RefusedError(400, "unpriced_feature", message, param=f"usage.{missing[0]}")
+        components = price_usage(priced.price, usage)
+        facts = replace(
+            facts, model_priced=priced.model_priced, match=priced.match, catalog_version=priced.catalog_version
+        )
+        return facts, sum(each.cost_nano for each in components), components
+
+    def _hold_ms(self, caller: Caller, body: ReserveBody) -> int:
+        return caller.view.snapshot.hold_ms if body.hold_seconds is None else body.hold_seconds * 1000
+
+    # ---- what comes after -------------------------------------------------------------------------------------------
+
+    async def find(self, caller: Caller, reservation_id: str) -> Told:
+        """Where a reservation stands."""
+        past = await self._past(caller, reservation_id)
+        if past.settlement is not None:
+            return Told(OK, told.ended(past.settlement))
+        first = _reservation(past)
+        fields = told.held(first, past.resized)
+        last = past.resized or first
+        if past.has_expired or last.expires_at_ms <= self._clock.now_ms():
+            fields["state"] = "expired"
+        return Told(OK, fields)
+
+    async def extend(
+        self, caller: Caller, reservation_id: str, body: ExtendBody, key: str | None, request_hash: str
+    ) -> Told:
+        """Changes what is held, and until when, all or nothing.
+
+        To ask for the same again changes nothing but the time, which is counted from now; under the same `key` it
+        changes nothing at all, and is answered as it was.
+        """
+        past = await self._past(caller, reservation_id)
+        first = _reservation(past)
+        if key is None:
+            return self._told_extended(first, await self._resize(caller, past, body))
+        there = await self._claimed(
+            lambda: self._history.claim_extend(caller.org, reservation_id, key, request_hash), request_hash
+        )
+        answer = event_of(there)
+        if there is not None:
+            if there.request_hash != request_hash or not isinstance(answer, HoldResized | Denial):
+                raise _other_body(reservation_id)
+            return self._told_extended(first, answer)
+        try:
+            answer = await self._resize(caller, past, body)
+        except RefusedError:
+            await quietly(self._history.drop_extend(caller.org, reservation_id, key))
+            raise
+        await quietly(self._history.extended(first, answer, key, request_hash))
+        return self._told_extended(first, answer)
+
+    async def _resize(self, caller: Caller, past: Past, body: ExtendBody) -> HoldResized | Denial:
+        first = _reservation(past)
+        if past.settlement is not None:
+            raise _ended(first.transaction_id)
+        last = past.resized or first
+        amount_nano = last.held_nano if body.amount_usd is None else parse_usd(body.amount_usd)
+        left_ms = last.expires_at_ms - self._clock.now_ms()
+        hold_ms = max(1, left_ms) if body.hold_seconds is None else body.hold_seconds * 1000
+        answer = await self._holding.resize(caller, first, amount_nano, hold_ms)
+        if answer is None:
+            raise _ended(first.transaction_id)
+        if isinstance(answer, HoldResized):
+            await quietly(self._history.resized(first, answer))
+        return answer
+
+    def _told_extended(self, first: Reservation, answer: HoldResized | Denial) -> Told:
+        if isinstance(answer, Denial):
+            return Told(NO_ROOM, told.refused(answer))
+        return Told(OK, told.held(first, answer))
+
+    async def settle(self, caller: Caller, reservation_id: str, body: SettleBody, request_hash: str) -> Told:
+        """Ends a reservation with what it did cost, an expired one, too."""
+        return await self._end(caller, reservation_id, body, body.told, request_hash)
+
+    async def release(self, caller: Caller, reservation_id: str, request_hash: str) -> Told:
+        """Ends a reservation that has cost nothing."""
+        return await self._end(caller, reservation_id, SettleBody(cost_usd="0"), "cancelled", request_hash)
+
+    async def _end(
+        self, caller: Caller, reservation_id: str, body: SettleBody, outcome: Outcome, request_hash: str
+    ) -> Told:
+        past = await self._past(caller, reservation_id)
+        ending = past.settlement or await self._end_once(caller, past, body, outcome, request_hash)
+        if not _is_same_end(ending, body, outcome):
+            raise _other_end(reservation_id)
+        return Told(OK, told.ended(ending))
+
+    async def _end_once(
+        self, caller: Caller, past: Past, body: SettleBody, outcome: Outcome, request_hash: str
+    ) -> Settlement:
+        """Ends a reservation, or finishes the end that somebody has decided before; the end that counts.
+
+        An end is kept before it is recorded: whoever comes after a crash in between records the same one.
+        """
+        first = _reservation(past)
+        name = first.transaction_id
+        # Ends that differ wait for one another, too: the first one counts.
+        there = await self._claimed(lambda: self._history.claim_end(caller.org, name, request_hash), None)
+        ending = event_of(there)
+        if isinstance(ending, Settlement) and has_happened(there):
+            return ending
+        try:
+            known = await self._ended_long_ago(caller, past)
+            if known is None:
+                if not isinstance(ending, Settlement):
+                    ending = self._settlement(caller, past, body, outcome)
+                    await ask(self._history.decided(first, ending, request_hash))
+                self._holding.record(ending, end_producer(name))
+        except RefusedError:
+            await quietly(self._history.drop_end(caller.org, name))
+            raise
+        ended = known or ending
+        assert isinstance(ended, Settlement), "it was found, or made above"
+        await quietly(self._history.ended(first, ended, request_hash if there is None else there.request_hash))
+        return ended
+
+    async def _ended_long_ago(self, caller: Caller, past: Past) -> Settlement | None:
+        """The end of a reservation that is not kept beside the hot state, because nobody could write it there.
+
+        The hot state itself ignores a second end for as long as it remembers the first. An older reservation is asked
+        the ledger for before it is ended.
+        """
+        first = past.first
+        if past.is_recorded or self._clock.now_ms() < first.time_ms + TOMBSTONE_MS // 2:
+            return None
+        try:
+            recorded = await self._history.recorded(caller.org, first.transaction_id, caller.credentials)
+        except UnavailableError as error:
+            raise away(f"whether this reservation has ended already can't be looked up: {error}") from error
+        return None if recorded is None else recorded.settlement
+
+    def _settlement(self, caller: Caller, past: Past, body: SettleBody, outcome: Outcome) -> Settlement:
+        first = _reservation(past)
+        facts = first.facts
+        if body.usage is None:
+            assert body.cost_usd is not None, "a body names one of the two"
+            cost_nano = parse_usd(body.cost_usd)
+            components: tuple[ComponentCost, ...] = (ComponentCost(STATED, 1, cost_nano, cost_nano, per=1),)
+        else:
+            facts, cost_nano, components = self._priced(caller, facts, body.usage)
+        return Settlement(
+            transaction_id=first.transaction_id,
+            time_ms=time.time_ns() // 1_000_000,
+            facts=facts,
+            outcome=outcome,
+            usage_source="none" if body.usage is None else "reported",
+            usage=body.usage or {},
+            components=components if cost_nano or body.usage else (),
+            cost_nano=cost_nano,
+            held_nano=(past.resized or first).held_nano,
+            charges=(past.resized or first).charges,
+            http_status=0,
+            retry_count=0,
+            estimate_mode=STATED,
+            parent_charged=first.parent_charged,
+            admitted_at_ms=first.time_ms,
+        )
+
+    async def _past(self, caller: Caller, reservation_id: str) -> Past:
+        try:
+            past = await self._history.find(caller.org, reservation_id, caller.credentials)
+        except UnavailableError as error:
+            raise away(f"this reservation can't be looked up right now: {error}") from error
+        if past is None or not isinstance(past.first, Reservation) or not caller.may_see(past.first.facts.identity):
+            raise RefusedError(404, "not_found", f"there is no reservation {reservation_id[:80]!r} of yours")
+        if past.first.facts.route != ROUTE:
+            kind = "a part of a budget; see /v1/budgets" if past.first.facts.route == PART_ROUTE else "a proxied call"
+            message = f"{reservation_id[:80]} is no reservation of this API's, but {kind}; it is settled by itself"
+            raise RefusedError(409, "not_a_reservation", message)
+        return past
+
+
+def end_producer(reservation_id: str) -> str:
+    """The producer of a reservation's one end by this API. No sequence is kept of it, as of expiries (`core.fold`)."""
+    return f"{EXPIRY_PRODUCER}end:{reservation_id}"
+
+
+def _reservation(past: Past) -> Reservation:
+    assert isinstance(past.first, Reservation), "a refused reservation is not found"
+    return past.first
+
+
+def _is_same_end(known: Settlement, body: SettleBody, outcome: Outcome) -> bool:
+    """Whether a reservation ended as is asked for now. Usage is compared as such: its price may be another by now."""
+    if known.outcome != outcome:
+        return False
+    if body.usage is not None:
+        return known.usage_source == "reported" and dict(known.usage) == body.usage
+    assert body.cost_usd is not None, "a body names one of the two"
+    return known.usage_source == "none" and known.cost_nano == parse_usd(body.cost_usd)
+
+
+def _other_body(reservation_id: str) -> RefusedError:
+    message = "this Idempotency-Key was used for another request; use a new key for a new reservation"
+    return RefusedError(409, "idempotency_conflict", message, fields={"reservation_id": reservation_id})
+
+
+def _other_end(reservation_id: str) -> RefusedError:
+    message = "this reservation has ended already, and otherwise than is asked for now"
+    return RefusedError(409, "idempotency_conflict", message, fields={"reservation_id": reservation_id})
+
+
+def _ended(reservation_id: str) -> RefusedError:
+    message = "this reservation has ended or expired; it can be settled, but not extended"
+    return RefusedError(409, "reservation_ended", message, fields={"reservation_id": reservation_id})

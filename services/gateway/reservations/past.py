@@ -1,0 +1,171 @@
+"""What was told once: from beside the hot state for two days, from the ledger for as long as that keeps it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+from services.core.answers import ANSWER_MS, CLAIM_MS, Answer, Answers
+from services.core.codec import charges_from_fields, event_fields, event_from_fields, facts_from_fields
+from services.core.codec_fields import parse_time, usd_in
+from services.core.events import Denial, Event, HoldResized, Reservation, Settlement
+from services.core.ports import UnavailableError
+
+_SIZE: Final = "/size"
+_END: Final = "/end"
+_EXTEND: Final = "/extend/"
+# An answer's status: an end that is decided and may not be recorded yet, and what was done.
+_DECIDED: Final = 2
+_DONE: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A reservation: the event that opened or refused it, how its hold was changed last, and what ended it.
+
+    `has_expired`: its hold has outlived its time, and may be settled all the same. `is_recorded`: the ledger says so.
+    """
+
+    first: Reservation | Denial
+    resized: HoldResized | None = None
+    settlement: Settlement | None = None
+    has_expired: bool = False
+    is_recorded: bool = False
+
+
+class Ledger(Protocol):
+    """The ledger's transactions, as a caller may see them."""
+
+    async def transaction(self, reservation_id: str, credentials: Mapping[str, str]) -> Mapping[str, Any] | None:
+        """The JSON of ``GET /v1/transactions/{id}``; None when there is none. Raises `UnavailableError`."""
+
+
+class History:
+    """Reads and writes what is known of reservations.
+
+    Beside the hot state each is kept under its id: how it was opened, then how it was changed last and how it ended.
+    These two are kept longer than the first, so that whoever finds that finds them.
+    """
+
+    def __init__(self, answers: Answers, ledger: Ledger) -> None:
+        self._answers = answers
+        self._ledger = ledger
+
+    async def claim(self, org: str, reservation_id: str, request_hash: str) -> Answer | None:
+        """None when this request is the first under its id that is known beside the hot state, else what is there."""
+        return await self._answers.claim(org, reservation_id, request_hash, CLAIM_MS)
+
+    async def drop(self, org: str, reservation_id: str) -> None:
+        """Takes a claim back: nothing was done and nothing was told."""
+        await self._answers.drop(org, reservation_id)
+
+    async def opened(self, first: Reservation | Denial) -> None:
+        """Keeps how a reservation was answered, for two days longer than its hold."""
+        await self._keep(first, first, "", first.facts.request_hash)
+
+    async def resized(self, first: Reservation, event: HoldResized) -> None:
+        """Keeps how a hold was changed last."""
+        await self._keep(first, event, _SIZE, "")
+
+    async def claim_extend(self, org: str, reservation_id: str, key: str, request_hash: str) -> Answer | None:
+        """As `claim`, for a change of a hold under a key of its own."""
+        return await self._answers.claim(org, reservation_id + _EXTEND + key, request_hash, CLAIM_MS)
+
+    async def drop_extend(self, org: str, reservation_id: str, key: str) -> None:
+        """As `drop`, for a change of a hold."""
+        await self._answers.drop(org, reservation_id + _EXTEND + key)
+
+    async def extended(self, first: Reservation, event: HoldResized | Denial, key: str, request_hash: str) -> None:
+        """Keeps how a change under a key was answered."""
+        await self._keep(first, event, _EXTEND + key, request_hash)
+
+    async def claim_end(self, org: str, reservation_id: str, request_hash: str) -> Answer | None:
+        """As `claim`, for the end of a reservation."""
+        return await self._answers.claim(org, reservation_id + _END, request_hash, CLAIM_MS)
+
+    async def drop_end(self, org: str, reservation_id: str) -> None:
+        """As `drop`, for the end of a reservation."""
+        await self._answers.drop(org, reservation_id + _END)
+
+    async def decided(self, first: Reservation, settlement: Settlement, request_hash: str) -> None:
+        """Keeps how a reservation is about to end, before that is recorded: no other end counts from now on."""
+        await self._keep(first, settlement, _END, request_hash, _DECIDED)
+
+    async def ended(self, first: Reservation, settlement: Settlement, request_hash: str) -> None:
+        """Keeps how a reservation ended."""
+        await self._keep(first, settlement, _END, request_hash)
+
+    async def find(self, org: str, reservation_id: str, credentials: Mapping[str, str]) -> Past | None:
+        """All that is known of a reservation; None when there is none that the caller may see.
+
+        Raises `UnavailableError`.
+        """
+        first = event_of(await self._answers.find(org, reservation_id))
+        if isinstance(first, Reservation | Denial):
+            resized = event_of(await self._answers.find(org, reservation_id + _SIZE))
+            end = await self._answers.find(org, reservation_id + _END)
+            settlement = event_of(end) if has_happened(end) else None
+            return Past(
+                first,
+                resized if isinstance(resized, HoldResized) else None,
+                settlement if isinstance(settlement, Settlement) else None,
+            )
+        return await self.recorded(org, reservation_id, credentials)
+
+    async def recorded(self, org: str, reservation_id: str, credentials: Mapping[str, str]) -> Past | None:
+        """What the ledger knows of it. Raises `UnavailableError`, also while the ledger knows its end alone."""
+        fields = await self._ledger.transaction(reservation_id, credentials)
+        return None if fields is None else _past_of(dict(fields))
+
+    async def _keep(
+        self, first: Reservation | Denial, event: Event, part: str, request_hash: str, status: int = _DONE
+    ) -> None:
+        hold_ms = first.expires_at_ms - first.time_ms if isinstance(first, Reservation) else 0
+        kept = Answer(request_hash, status, json.dumps(event_fields(event)))
+        await self._answers.finish(first.facts.identity.org, first.transaction_id + part, kept, ANSWER_MS + hold_ms)
+
+
+def has_happened(answer: Answer | None) -> bool:
+    """Whether what an answer tells of was done, and not only claimed or decided."""
+    return answer is not None and answer.status == _DONE
+
+
+def event_of(answer: Answer | None) -> Event | None:
+    """The event that an answer was given for; None while it is only claimed."""
+    return None if answer is None or not answer.status else event_from_fields(json.loads(answer.body))
+
+
+def _past_of(fields: dict[str, Any]) -> Past:
+    """A transaction of the ledger's, as the events it was made of."""
+    opened, denial = fields["opened"], fields["denial"]
+    if opened is None and denial is not None:
+        whole = {**fields, **denial, "type": Denial.TYPE, "time": fields["created_at"]}
+        return Past(cast(Denial, event_from_fields(whole)), is_recorded=True)
+    if opened is None:
+        raise UnavailableError("the ledger has not read its reservation yet")
+    estimate = fields["estimate"]
+    first = Reservation(
+        transaction_id=fields["transaction_id"],
+        time_ms=parse_time(fields["created_at"]),
+        facts=facts_from_fields(fields),
+        estimate_mode=estimate["mode"],
+        input_tokens_bound=estimate["input_tokens"],
+        output_tokens_bound=estimate["output_tokens"],
+        held_nano=usd_in(opened, "held_usd"),
+        charges=charges_from_fields(opened),
+        expires_at_ms=parse_time(opened["expires_at"]),
+        parent_charged=tuple(opened["parent_charged"]),
+    )
+    resized = HoldResized(
+        transaction_id=first.transaction_id,
+        time_ms=first.time_ms,
+        facts=first.facts,
+        held_nano=usd_in(fields, "held_usd"),
+        charges=charges_from_fields(fields),
+        expires_at_ms=parse_time(fields["expires_at"]),
+    )
+    settlement = None
+    if fields["settled_at"] is not None:
+        whole = {**fields, "type": Settlement.TYPE, "time": fields["settled_at"]}
+        settlement = cast(Settlement, event_from_fields(whole))
+    return Past(first, resized, settlement, has_expired=fields["expiry"] is not None, is_recorded=True)

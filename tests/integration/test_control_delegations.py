@@ -1,0 +1,181 @@
+"""Delegations as control keeps them, on a real PostgreSQL and a real Valkey, asked as the gateway asks."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
+from services.adapters.valkey_connection import ValkeyConnection
+from services.control.context import Context
+from services.control.delegations import service
+from services.control.delegations.service import end_due
+from services.core.identity import hash_key
+from services.core.ports import UnavailableError
+from services.core.snapshot import decode_snapshot
+from services.core.windows import IntervalWindow
+from services.gateway.delegations.control import ControlDelegations
+from services.gateway.delegations.desk import Carved, DeclinedError
+from tests.support.control import Control, running_control
+
+CARVED = Carved(
+    reservation_id="dlg_1",
+    budget_id="sub_1",
+    parent_budget_id="bud_1",
+    limit_nano=5_000_000_000,
+    covers=("bud_1", "bud_2@ada"),
+    starts_ms=1_000_000,
+    ends_ms=9_000_000,
+    pins={"team": "ml", "session": "run-7"},
+    made_by="key_maker",
+)
+
+
+@pytest.fixture
+async def control(postgres_dsn: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Control]:
+    connection = ValkeyConnection(valkey_url)
+    async with running_control(
+        postgres_dsn, tmp_path, ValkeyHotState(connection), ValkeyDirectory(connection)
+    ) as control:
+        yield control
+    await connection.close()
+
+
+def asking(control: Control, token: str | None = None) -> ControlDelegations:
+    transport = httpx.ASGITransport(control.client._transport.app)  # type: ignore[attr-defined]
+    return ControlDelegations("http://control", token or control.secrets.internal_token, transport)
+
+
+async def test_a_part_has_a_key_and_a_budget_until_it_ends(control: Control) -> None:
+    key = await asking(control).delegate("default", CARVED)
+    record = await control.directory.find_key(hash_key(key, control.secrets.pepper))
+    assert record is not None
+    assert (record.role, record.pins) == ("agent", {"team": "ml", "session": "run-7"})
+    body = await control.directory.snapshot("default")
+    assert body is not None
+    (part,) = (each for each in decode_snapshot(body).budgets if each.budget_id == "sub_1")
+    assert (part.scope_kind, part.scope_value, part.limit_nano) == ("key", record.key_id, 5_000_000_000)
+    assert part.window == IntervalWindow(8_000_000, 1_000_000)
+    assert (part.covers, part.ends_at_ms) == (("bud_1", "bud_2@ada"), 9_000_000)
+    known = await asking(control).find("default", "sub_1")
+    assert known is not None
+    assert (known["key_id"], known["made_by"], known["has_ended"]) == (record.key_id, "key_maker", False)
+    for _ in range(2):
+        assert await asking(control).end("default", "sub_1", "key_maker") == ["dlg_1"]
+    assert await control.directory.find_key(hash_key(key, control.secrets.pepper)) is None
+    body = await control.directory.snapshot("default")
+    assert body is not None
+    assert "sub_1" not in {each.budget_id for each in decode_snapshot(body).budgets}
+    entries = (await control.ask("GET", "audit"))["entries"]
+    told = [each["action"] for each in entries if each["target"] == "sub_1"]
+    assert sorted(told) == ["budget.delegate", "budget.delegation_end"]
+    assert key not in str(entries)
+
+
+async def test_a_part_ends_at_its_time(control: Control) -> None:
+    await asking(control).delegate("default", CARVED)
+    assert await end_due(control.context, 8_999_999) == 0
+    assert await end_due(control.context, 9_000_000) == 1
+    assert await end_due(control.context, 9_000_000) == 0
+    known = await asking(control).find("default", "sub_1")
+    assert known is not None
+    assert known["has_ended"]
+
+
+async def test_a_part_is_made_once_and_by_our_own_services_only(control: Control) -> None:
+    await asking(control).delegate("default", CARVED)
+    with pytest.raises(DeclinedError, match="delegated already") as declined:
+        await asking(control).delegate("default", CARVED)
+    assert (declined.value.status, declined.value.code) == (409, "already_delegated")
+    with pytest.raises(UnavailableError, match="401"):
+        await asking(control, control.admin_key).delegate("default", CARVED)
+    assert await asking(control).find("default", "sub_2") is None
+
+
+async def test_a_part_ends_with_the_key_that_has_made_it_and_so_do_its_own_parts(control: Control) -> None:
+    made = await control.ask("POST", "keys", {"agent": "boss"})
+    outer = await asking(control).delegate("default", replace(CARVED, made_by=made["key_id"]))
+    record = await control.directory.find_key(hash_key(outer, control.secrets.pepper))
+    assert record is not None
+    inner = replace(CARVED, reservation_id="dlg_2", budget_id="sub_2", made_by=record.key_id)
+    key = await asking(control).delegate("default", inner)
+    assert await end_due(control.context, 2_000_000) == 0
+    await control.ask("DELETE", f"keys/{made['key_id']}")
+    assert [await end_due(control.context, 2_000_000) for _ in range(2)] == [1, 0]
+    assert await control.directory.find_key(hash_key(key, control.secrets.pepper)) is None
+
+
+async def test_live_parts_of_a_key_and_of_an_org_are_bounded(control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_LIVE_PER_KEY", 2)
+    monkeypatch.setattr(service, "MAX_LIVE_PER_ORG", 3)
+
+    async def made(number: int, made_by: str) -> str:
+        carved = replace(CARVED, reservation_id=f"dlg_{number}", budget_id=f"sub_{number}", made_by=made_by)
+        return await asking(control).delegate("default", carved)
+
+    await made(1, "key_a")
+    await made(2, "key_a")
+    with pytest.raises(DeclinedError, match="this key has 2 live parts") as declined:
+        await made(3, "key_a")
+    assert (declined.value.status, declined.value.code) == (409, "too_many_parts")
+    await made(3, "key_b")
+    with pytest.raises(DeclinedError, match="this org has 3 live parts"):
+        await made(4, "key_b")
+    await asking(control).end("default", "sub_1", "key_a")
+    await made(5, "key_a")
+
+
+async def test_a_part_that_can_not_be_ended_holds_up_neither_the_others_nor_control(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asking(control).delegate("default", replace(CARVED, ends_ms=8_000_000))
+    await asking(control).delegate("default", replace(CARVED, reservation_id="dlg_2", budget_id="sub_2"))
+    end = service.end
+
+    async def failing(context: Context, org: str, budget_id: str, actor: str) -> service.EndedAnswer:
+        if budget_id == "sub_1":
+            raise ValueError("a row that nobody has thought of")
+        return await end(context, org, budget_id, actor)
+
+    monkeypatch.setattr(service, "end", failing)
+    assert await service.end_due(control.context, 9_000_000) == 1
+    known = await asking(control).find("default", "sub_2")
+    assert known is not None
+    assert known["has_ended"]
+
+    looks, has_gone_on = 0, asyncio.Event()
+
+    async def broken(_context: Context, _now_ms: int) -> int:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            has_gone_on.set()
+        raise ValueError("whatever it is")
+
+    monkeypatch.setattr(service, "end_due", broken)
+    monkeypatch.setattr(service, "_LOOK_S", 0.0)
+    looking = asyncio.create_task(service.end_due_for_ever(control.context))
+    async with asyncio.timeout(5):
+        await has_gone_on.wait()
+    looking.cancel()
+
+
+async def test_a_budget_that_a_part_was_carved_from_keeps_its_window(control: Control) -> None:
+    """What a part spends is charged to the window in which it was made: another would never hear of it."""
+    made = await control.ask("PUT", "budgets", {"limit_usd": "5", "window": "day"})
+    other = await control.ask("PUT", "budgets", {"team": "ml", "limit_usd": "5", "window": "day"})
+    covers = (f"{made['budget_id']}@ada",)
+    await asking(control).delegate("default", replace(CARVED, covers=covers))
+    for _ in range(2):
+        refused = await control.call("PATCH", f"/api/v1/budgets/{made['budget_id']}", {"window": "month"})
+        assert (refused.status_code, refused.json()["error"], refused.json()["field"]) == (409, "has_parts", "window")
+        await asking(control).end("default", "sub_1", "key_maker")  # it may not be settled yet
+    assert "sub_1" in refused.json()["message"]
+    await control.ask("PATCH", f"budgets/{made['budget_id']}", {"window": "day", "limit_usd": "6"})
+    await control.ask("PATCH", f"budgets/{other['budget_id']}", {"window": "month"})
+    async with control.context.change("default", "test") as change:
+        await change.connection.execute("UPDATE delegations SET ended_at = now() - interval '2 minutes'")
+    await control.ask("PATCH", f"budgets/{made['budget_id']}", {"window": "week"})
