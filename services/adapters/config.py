@@ -5,14 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.adapters.valkey_connect import check_log_address, parse_address
 
 
 class Settings(BaseSettings):
     """Settings of every service; each reads those it needs. Defaults: one machine, closed where in doubt."""
 
-    model_config = SettingsConfigDict(env_prefix="FARTHING_", extra="ignore")
+    # Addresses may hold passwords, and an error is logged.
+    model_config = SettingsConfigDict(env_prefix="FARTHING_", extra="ignore", hide_input_in_errors=True)
 
     host: str = Field(default="127.0.0.1", description="Address this process listens on.")
     port: int = Field(default=8080, ge=0, le=65535, description="Port this process listens on.")
@@ -27,7 +30,11 @@ class Settings(BaseSettings):
     log_url: str = Field(
         default="redis://127.0.0.1:6380/0", description="The Valkey whose streams are the log, without Kafka."
     )
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="The Valkey or Redis of the hot state.")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="The Valkey or Redis of the hot state: `redis://host:port/0`, a cluster "
+        "`redis+cluster://host:port,host:port`, or by Sentinels `redis+sentinel://host:port,host:port/name/0`.",
+    )
     postgres_dsn: SecretStr = Field(
         default=SecretStr("postgresql://postgres@127.0.0.1:5432/farthing"), description="Control's database."
     )
@@ -79,6 +86,18 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
     otlp_endpoint: str | None = Field(default=None, description="OTLP over HTTP, base URL; unset: no spans are sent.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: str) -> str:
+        parse_address(url)
+        return url
+
+    @field_validator("log_url")
+    @classmethod
+    def _check_log_url(cls, url: str) -> str:
+        check_log_address(url)
+        return url
 
 
 class ClientSettings(BaseSettings):

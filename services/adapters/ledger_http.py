@@ -1,14 +1,17 @@
 """The ledger's sums over its internal HTTP API, for rebuilding the hot state. The shape is the ledger's own image."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import httpx
 import orjson
 
+from services.core.backfill import CallQuery, CallSum
 from services.core.budgets import Charge
+from services.core.events import CallFacts
 from services.core.hotstate import Hold, OrgImage
+from services.core.identity import DIMENSIONS, Identity
 from services.core.ports import LedgerImage, TopicPartition, UnavailableError
 
 _T = TypeVar("_T")
@@ -46,13 +49,29 @@ class HttpLedgerView:
         path = f"/internal/v1/orgs/{quote(org, safe='')}/image"
         return _read(_image, await self._get(path, self._image_timeout))
 
+    async def call_sums(self, org: str, query: CallQuery) -> Sequence[CallSum]:
+        """`POST /internal/v1/orgs/{org}/calls`."""
+        path = f"/internal/v1/orgs/{quote(org, safe='')}/calls"
+        question = {
+            "before_version": query.before_version,
+            "since_ms": query.since_ms,
+            "grain_ms": query.grain_ms,
+            "budget_ids": query.budget_ids,
+            "below": {str(partition): offset for partition, offset in query.below.items()},
+        }
+        answer = await self._ask("POST", path, self._image_timeout, orjson.dumps(question))
+        return _read(lambda fields: [_call_sum(org, each) for each in fields["calls"]], answer)
+
     async def close(self) -> None:
         """Closes all connections."""
         await self._client.aclose()
 
     async def _get(self, path: str, patience: httpx.Timeout) -> bytes:
+        return await self._ask("GET", path, patience, None)
+
+    async def _ask(self, method: str, path: str, patience: httpx.Timeout, body: bytes | None) -> bytes:
         try:
-            response = await self._client.get(path, timeout=patience)
+            response = await self._client.request(method, path, content=body, timeout=patience)
         except httpx.HTTPError as error:
             raise UnavailableError(f"the ledger: {type(error).__name__} {error}".rstrip()) from error
         if response.is_server_error:
@@ -79,6 +98,28 @@ def _image(fields: Any) -> LedgerImage:
                 for each in fields["producers"]
             },
         ),
+    )
+
+
+def _call_sum(org: str, fields: Any) -> CallSum:
+    told = fields["facts"]
+    who = {name: told[name] for name in DIMENSIONS}
+    return CallSum(
+        CallFacts(
+            Identity(org, told["key_id"], tags=tuple(told["tags"]), **who),
+            vendor=told["vendor"],
+            route=told["route"],
+            model_requested=told["model_requested"],
+            model_priced=told["model_priced"],
+            match=told["match"],
+            catalog_version="",
+            config_version=int(told["config_version"]),
+            auth_mode=told["auth_mode"],
+        ),
+        int(fields["admitted_at_ms"]),
+        tuple((budget_id, window) for budget_id, window in fields["charged"]),
+        int(fields["amount_nano"]),
+        int(fields["last_ms"]),
     )
 
 

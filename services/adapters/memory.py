@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from services.core import fold
 from services.core import reserve as reserving
 from services.core.budgets import Proposal, Standing
-from services.core.hotstate import ApplyAnswer, DueHold, FoldStep, HoldRequest, OrgImage, OrgState, ReserveAnswer
+from services.core.hotstate import (
+    ApplyAnswer,
+    Backfill,
+    DueHold,
+    FoldStep,
+    HoldRequest,
+    Marks,
+    OrgImage,
+    OrgState,
+    ReserveAnswer,
+)
 from services.core.identity import KeyRecord
 from services.core.ports import Pulse, TopicPartition, UnavailableError
 
@@ -25,6 +35,7 @@ class MemoryStore:
     keys: dict[str, tuple[int, KeyRecord | None]] = field(default_factory=dict)
     catalogs: dict[str, bytes] = field(default_factory=dict)
     generation: int | None = None
+    control_seen_ms: int | None = None
 
     def state(self, org: str) -> OrgState:
         """The state of an org; a cold one when there is none."""
@@ -35,7 +46,7 @@ class MemoryStore:
         for part in (self.states, self.fold_fences, self.alarms, self.snapshots, self.published, self.keys):
             part.clear()
         self.catalogs.clear()
-        self.generation = None
+        self.generation = self.control_seen_ms = None
 
 
 class MemoryHotState:
@@ -57,9 +68,51 @@ class MemoryHotState:
         """See the port."""
         return reserving.release(self.store.state(org), reservation_id, self._clock())
 
-    async def apply(self, org: str, place: TopicPartition, steps: Sequence[FoldStep], next_offset: int) -> ApplyAnswer:
+    async def apply(
+        self,
+        org: str,
+        place: TopicPartition,
+        steps: Sequence[FoldStep],
+        next_offset: int,
+        marks: str | None = None,
+        above: int = 0,
+    ) -> ApplyAnswer:
         """See the port."""
-        return fold.apply(self.store.state(org), place.topic, place.partition, steps, next_offset, self._clock())
+        state = self.store.state(org)
+        return fold.apply(state, place.topic, place.partition, steps, next_offset, self._clock(), marks, above)
+
+    async def marks(self, org: str, places: Sequence[TopicPartition]) -> Marks:
+        """See the port."""
+        state = self.store.state(org)
+        fences = {(each.topic, each.partition): state.fences.get((each.topic, each.partition), 0) for each in places}
+        return Marks(state.marks, dict(state.filled), fences)
+
+    async def filled(self, org: str) -> Mapping[str, int]:
+        """See the port."""
+        return dict(self.store.state(org).filled)
+
+    async def backfill(self, org: str, fill: Backfill) -> bool:
+        """See the port."""
+        return fold.backfill(self.store.state(org), fill, self._clock())
+
+    async def crossed(self, org: str, slots: Sequence[tuple[str, str]]) -> Sequence[frozenset[int]]:
+        """See the port."""
+        state, now_ms = self.store.state(org), self._clock()
+        for slot in [slot for slot, until_ms in state.crossed_until_ms.items() if until_ms <= now_ms]:
+            del state.crossed_until_ms[slot], state.crossed[slot]
+        return [frozenset(state.crossed.get(slot, ())) for slot in slots]
+
+    async def set_crossed(
+        self, org: str, slot: tuple[str, str], percents: Sequence[int], forget_at_ms: int | None
+    ) -> None:
+        """See the port."""
+        state = self.store.state(org)
+        state.crossed.pop(slot, None)
+        state.crossed_until_ms.pop(slot, None)
+        if percents:
+            state.crossed[slot] = set(percents)
+            if forget_at_ms is not None:
+                state.crossed_until_ms[slot] = forget_at_ms
 
     async def claim_due(self, org: str, limit: int) -> tuple[DueHold, ...]:
         """See the port. As a reaper asks every second, this is also where what is over goes."""
@@ -87,9 +140,24 @@ class MemoryHotState:
         """See the port."""
         return {place: self.store.fold_fences.get(place) for place in places}
 
-    async def move_fold_fence(self, place: TopicPartition, next_offset: int) -> None:
+    async def move_fold_fence(
+        self, place: TopicPartition, next_offset: int, above: int = 0, orgs: Sequence[str] = ()
+    ) -> bool:
         """See the port."""
-        self.store.fold_fences[place] = max(next_offset, self.store.fold_fences.get(place, 0))
+        fence = self.store.fold_fences.get(place)
+        stood = (await self.org_fences(orgs, place)).values()
+        if (fence is not None and fence < above) or any(own is not None and own < next_offset for own in stood):
+            return False
+        self.store.fold_fences[place] = max(next_offset, fence or 0)
+        return True
+
+    async def org_fences(self, orgs: Sequence[str], place: TopicPartition) -> Mapping[str, int | None]:
+        """See the port."""
+        states = {org: self.store.state(org) for org in orgs}
+        return {
+            org: None if state.epoch is None else state.fences.get((place.topic, place.partition), 0)
+            for org, state in states.items()
+        }
 
     async def set_alarm(self, name: str, text: str) -> None:
         """See the port."""
@@ -116,7 +184,11 @@ class MemoryDirectory:
 
     async def pulse(self) -> Pulse:
         """See the port."""
-        return Pulse(self.store.generation, self._clock())
+        return Pulse(self.store.generation, self._clock(), self.store.control_seen_ms)
+
+    async def beat(self) -> None:
+        """See the port."""
+        self.store.control_seen_ms = self._clock()
 
     async def find_key(self, key_hash: str) -> KeyRecord | None:
         """See the port."""

@@ -88,7 +88,8 @@ class SqliteOutbox:
             return
         columns: list[object] = []
         for sequence, each in enumerate(events, self._sequence + 1):
-            message = to_message(Stamped(cast(Event, each.event), self._producer, sequence), each.headers)
+            place = (self._producer, sequence) if each.producer is None else (each.producer, 1)
+            message = to_message(Stamped(cast(Event, each.event), *place), each.headers)
             columns += (sequence, message.topic, message.key, message.value, pack_headers(message.headers))
         # One statement is one transaction.
         rows = ", ".join(["(?, ?, ?, ?, ?)"] * len(events))

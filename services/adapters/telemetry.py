@@ -42,7 +42,23 @@ UNDERESTIMATES = Counter(
 OUTBOX_SIZE = Gauge("farthing_outbox_events", "Events waiting to be published.")
 PUBLISHED = Counter("farthing_published_events_total", "Events the log has acknowledged.")
 PUBLISH_FAILURES = Counter("farthing_publish_failures_total", "Publications that will be tried again.")
-SNAPSHOT_AGE = Gauge("farthing_snapshot_age_seconds", "Time since control was last seen to be current.")
+SNAPSHOT_AGE = Gauge(
+    "farthing_snapshot_age_seconds",
+    "Time since what control has published was last looked at in the hot state.",
+)
+CONFIG_AGE = Gauge(
+    "farthing_config_age_seconds",
+    "Time since calls were last known to be decided by all that control has published.",
+)
+CONTROL_AGE = Gauge("farthing_control_age_seconds", "Time since control last said that all it has is published.")
+CIRCUIT_OPEN = Gauge(
+    "farthing_hot_state_circuit_open", "1 while a server of the hot state that has failed is left alone.", ["server"]
+)
+CIRCUIT_TRIPS = Counter(
+    "farthing_hot_state_circuit_trips_total",
+    "How often a server of the hot state failed and was left alone.",
+    ["server"],
+)
 
 # Aggregator
 FOLDED = Counter("farthing_folded_events_total", "Events by what the fold did with them.", ["result"])

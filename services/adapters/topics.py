@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.adapters.schemas import schemas_folder
+from services.core.alerts import ALERT_TYPES
 from services.core.codec import MAX_EVENT_BYTES
 from services.core.events import EVENT_TYPES
 from services.core.ports import TopicDeclaration
@@ -63,7 +64,7 @@ def read_documents(folder: Path) -> tuple[TopicDocument, ...]:
     """The topic files of a folder, by name. Raises `TopicError` when one is wrong or they contradict each other."""
     documents = {path.stem: _read(path) for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
     declared = sorted((kind, name) for name, document in documents.items() for kind in document.events)
-    emitted = sorted((kind, event.TOPIC) for kind, event in EVENT_TYPES.items())
+    emitted = sorted((kind, event.TOPIC) for kind, event in {**EVENT_TYPES, **ALERT_TYPES}.items())
     if declared != emitted:
         raise TopicError(f"{folder}: field 'events' of the topics says {declared}, but Farthing emits {emitted}")
     for name, document in documents.items():

@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from services.adapters.valkey_connection import Argument, ValkeyConnection
+from services.adapters.valkey_connection import Argument, HotConnection
+from services.adapters.valkey_fences import ValkeyFences
+from services.adapters.valkey_holds import reserve_answer, reserve_call, resize_answer, resize_call
+from services.adapters.valkey_marks import MARKED, MARKS, ValkeyMarks
 from services.adapters.valkey_scripts import (
     Call,
     charges_json,
@@ -19,22 +22,21 @@ from services.adapters.valkey_scripts import (
 from services.core.budgets import Proposal, Standing, standing
 from services.core.fold import lasting_producers
 from services.core.hotstate import (
-    Admitted,
     Applied,
     ApplyAnswer,
+    Behind,
     Cold,
     DueHold,
     FoldStep,
     Hold,
     HoldRequest,
     OrgImage,
-    Refused,
+    Outdated,
     ReserveAnswer,
-    StaleWindow,
 )
 from services.core.identity import KeyRecord
 from services.core.ports import Pulse, TopicPartition, UnavailableError
-from services.core.reserve import at_bucket, lacking
+from services.core.reserve import at_bucket
 from services.core.windows import parse_span
 
 # One script's worth of events: the server does nothing else meanwhile, and a reservation must not wait for long.
@@ -42,72 +44,51 @@ MAX_STEPS: Final = 128
 # A withdrawn key's record stays this long, to stop an older publication that is still under way.
 WITHDRAWN_MS: Final = 24 * 3_600_000
 _PIPELINED: Final = 1000
-_GENERATION: Final = "control:generation"
+# What control publishes for all orgs has one slot: it is there as a whole, or gone as a whole. No org has such a name.
+_CONTROL: Final = "{@control}:"
+_GENERATION: Final = f"{_CONTROL}generation"
+_ORGS: Final = f"{_CONTROL}orgs"
+_SEEN: Final = f"{_CONTROL}seen"
 
 
 class UnsafeHotStateError(RuntimeError):
     """The server's settings could lose an org's spend without a trace."""
 
 
-class ValkeyHotState:
+class ValkeyHotState(ValkeyMarks, ValkeyFences):
     """`ports.HotState`: every method is one round trip, but for `release`, `claim_due`, `apply` of many and `load`."""
 
-    def __init__(self, connection: ValkeyConnection) -> None:
+    def __init__(self, connection: HotConnection) -> None:
         self._connection = connection
         self._scripts = load_scripts()
 
     async def check_safe(self) -> None:
-        """Raises `UnsafeHotStateError` when the server may evict keys or is a Redis Cluster.
+        """Raises `UnsafeHotStateError` when a server may evict keys, or is in a cluster but not addressed as one.
 
-        And `UnavailableError` when it does not say: ask again.
+        And `UnavailableError` when none answers: ask again.
         """
-        memory, cluster = await self._connection.execute_all([("INFO", "memory"), ("INFO", "cluster")])
-        settings = dict(line.split(b":", 1) for line in (memory + cluster).split(b"\r\n") if b":" in line)
+        for told in await self._connection.execute_on_each("INFO"):
+            self._check_settings(dict(line.split(b":", 1) for line in told.split(b"\r\n") if b":" in line))
+
+    def _check_settings(self, settings: Mapping[bytes, bytes]) -> None:
         policy = settings.get(b"maxmemory_policy", b"unknown")
         if policy != b"noeviction" and settings.get(b"maxmemory") != b"0":
             raise UnsafeHotStateError(
                 f"the hot state may evict keys (maxmemory-policy {policy.decode()}), and an evicted budget would read "
                 "as nothing spent; set maxmemory-policy noeviction"
             )
-        if settings.get(b"cluster_enabled") == b"1":
+        if settings.get(b"cluster_enabled") == b"1" and not self._connection.is_cluster:
             raise UnsafeHotStateError(
-                "the hot state is a Redis Cluster, which is not supported yet (no MOVED redirection is followed); "
-                "use one server, with replicas if you like"
+                "the hot state is a Redis Cluster; address it as one: redis+cluster://host:port,host:port,…"
             )
 
     async def reserve(self, request: HoldRequest) -> ReserveAnswer:
         """See the port."""
-        org, name = request.org, request.reservation_id
-        keys: list[Argument] = [
-            org_key(org, "epoch"),
-            org_key(org, "cfg"),
-            org_key(org, f"h:{name}"),
-            org_key(org, "hx"),
-        ]
-        arguments: list[Argument] = [name, request.amount_nano, request.hold_ms, request.context]
-        for proposal in request.proposals:
-            key, words = proposal_arguments(org, proposal)
-            keys.append(key)
-            arguments.extend(words)
-        return _reserve_answer(request, await self._run("reserve", keys, arguments))
+        return reserve_answer(request, await self._run("reserve", *reserve_call(request)))
 
     async def resize(self, request: HoldRequest) -> ReserveAnswer | None:
         """See the port."""
-        org, name = request.org, request.reservation_id
-        charges = [proposal.charge() for proposal in request.proposals]
-        keys: list[Argument] = [org_key(org, key) for key in ("epoch", "cfg", f"h:{name}", "hx")]
-        arguments: list[Argument] = [
-            name,
-            request.amount_nano,
-            request.hold_ms,
-            request.context,
-            charges_json(charges),
-        ]
-        for proposal in request.proposals:
-            keys.append(figures_key(org, proposal.budget_id, proposal.span))
-            arguments.extend((proposal.span.key(), proposal.limit_nano))
-        answer = await self._run("resize", keys, arguments)
-        return None if answer[0] == b"gone" else _reserve_answer(request, answer)
+        return resize_answer(request, await self._run("resize", *resize_call(request)))
 
     async def release(self, org: str, reservation_id: str) -> bool:
         """See the port."""
@@ -121,16 +102,25 @@ class ValkeyHotState:
         released = await self._run("release", keys, [reservation_id, text, *(each.window for each in charges)])
         return bool(released)
 
-    async def apply(self, org: str, place: TopicPartition, steps: Sequence[FoldStep], next_offset: int) -> ApplyAnswer:
+    async def apply(
+        self,
+        org: str,
+        place: TopicPartition,
+        steps: Sequence[FoldStep],
+        next_offset: int,
+        marks: str | None = None,
+        above: int = 0,
+    ) -> ApplyAnswer:
         """See the port. Many steps go in several scripts, each moving the fence behind its own."""
         applied = duplicates = 0
         for first in range(0, max(len(steps), 1), MAX_STEPS):
             some = steps[first : first + MAX_STEPS]
             following = first + MAX_STEPS
             fence = steps[following].offset if following < len(steps) else next_offset
-            answer = await self._apply(org, place, some, fence)
-            if isinstance(answer, Cold):
+            answer = await self._apply(org, place, some, fence, marks, above)
+            if not isinstance(answer, Applied):
                 return answer
+            above = fence  # each goes on from the one before it, or not at all
             applied += answer.applied
             duplicates += answer.duplicates
         return Applied(applied, duplicates)
@@ -184,6 +174,10 @@ class ValkeyHotState:
             call.add("fence", call.number(f"f:{topic}:{partition}"), next_offset)
         for (topic, partition, producer), sequence in lasting_producers(image.producers).items():
             call.add("producer", call.number(f"p:{topic}:{partition}"), producer, sequence)
+        for budget_id, version in image.filled.items():
+            call.add("filled", call.number(MARKS), budget_id, version)
+        if image.filled:
+            call.add("filled", call.number(MARKS), MARKED, epoch)
         return bool(await self._run("load", call.keys, call.arguments))
 
     async def epochs(self, orgs: Sequence[str]) -> Mapping[str, str | None]:
@@ -196,15 +190,6 @@ class ValkeyHotState:
             org: None if answer is None else answer.decode().partition("@")[0]
             for org, answer in zip(orgs, answers, strict=True)
         }
-
-    async def fold_fences(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
-        """See the port."""
-        answers = await self._connection.execute_all([("GET", _fold_key(place)) for place in places])
-        return {place: None if answer is None else int(answer) for place, answer in zip(places, answers, strict=True)}
-
-    async def move_fold_fence(self, place: TopicPartition, next_offset: int) -> None:
-        """See the port."""
-        await self._run("forward", [_fold_key(place)], [next_offset])
 
     async def set_alarm(self, name: str, text: str) -> None:
         """See the port."""
@@ -228,17 +213,26 @@ class ValkeyHotState:
         return await self._scripts[name].run(self._connection, keys, arguments)
 
     async def _apply(
-        self, org: str, place: TopicPartition, steps: Sequence[FoldStep], next_offset: int
-    ) -> Applied | Cold:
+        self,
+        org: str,
+        place: TopicPartition,
+        steps: Sequence[FoldStep],
+        next_offset: int,
+        marks: str | None,
+        above: int,
+    ) -> ApplyAnswer:
         where = f"{place.topic}:{place.partition}"
-        keys = [org_key(org, name) for name in ("epoch", f"f:{where}", f"p:{where}", "hx")]
-        call = Call(org, keys, [org_key(org, ""), next_offset])
+        keys = [org_key(org, name) for name in ("epoch", f"f:{where}", f"p:{where}", "hx", MARKS)]
+        call = Call(org, keys, [org_key(org, ""), next_offset, "-" if marks is None else f"={marks}", above])
         for step in steps:
             call.add(step.kind, step.offset, step.producer, step.sequence, step.reservation_id, step.amount_nano)
             call.add(step.context, step.expires_at_ms, step.time_ms, call.number(f"h:{step.reservation_id}"))
             call.add(charges_json(step.charges))
             call.add_charges(step.charges)
+            call.add_charges(step.implied)
         answer = await self._run("apply", call.keys, call.arguments)
+        if answer in ([b"outdated"], [b"behind"]):
+            return Outdated() if answer == [b"outdated"] else Behind()
         return Applied(*answer) if answer else Cold()
 
     async def _left_by(self, org: str) -> list[bytes]:
@@ -246,30 +240,42 @@ class ValkeyHotState:
         kept = org_key(org, "cfg").encode()
         pattern = re.sub(r"([\\*?\[\]])", r"\\\1", org_key(org, "")) + "*"
         left: list[bytes] = []
-        cursor = b"0"
+        cursor, server = b"0", ""
         while True:
             cursor, keys = await self._connection.execute("SCAN", cursor, "MATCH", pattern, "COUNT", _PIPELINED)
             left.extend(key for key in keys if key != kept)
             if cursor == b"0":
                 return left
+            # A cursor means nothing to another server of a cluster, to which the slot may have moved meanwhile.
+            now_at = self._connection.server_of(kept)
+            cursor, server = (b"0" if server not in ("", now_at) else cursor), now_at
 
 
 class ValkeyDirectory:
-    """`ports.Directory`. A record is a hash `v`, `body`; a withdrawn key has an empty body for a day."""
+    """`ports.Directory`. A record is a hash `v`, `body`; a withdrawn key has an empty body for a day.
 
-    def __init__(self, connection: ValkeyConnection) -> None:
+    In a cluster an org's snapshot may be lost with its server, while all else is there: `published_versions` looks.
+    """
+
+    def __init__(self, connection: HotConnection) -> None:
         self._connection = connection
         self._scripts = load_scripts()
 
     async def pulse(self) -> Pulse:
         """See the port."""
-        generation, time = await self._connection.execute_all([("GET", _GENERATION), ("TIME",)])
-        return Pulse(None if generation is None else int(generation), _millis(time))
+        generation, seen, time = await self._connection.execute_all([("GET", _GENERATION), ("GET", _SEEN), ("TIME",)])
+        return Pulse(
+            None if generation is None else int(generation), _millis(time), None if seen is None else int(seen)
+        )
+
+    async def beat(self) -> None:
+        """See the port."""
+        await self._connection.execute("SET", _SEEN, _millis(await self._connection.execute("TIME")))
 
     async def find_key(self, key_hash: str) -> KeyRecord | None:
         """See the port."""
         generation, body = await self._connection.execute_all(
-            [("GET", _GENERATION), ("HGET", f"key:{key_hash}", "body")]
+            [("GET", _GENERATION), ("HGET", key_key(key_hash), "body")]
         )
         if generation is None:
             raise UnavailableError("the hot state is bare: control has yet to publish keys into it")
@@ -282,7 +288,7 @@ class ValkeyDirectory:
 
     async def catalog(self, version: str) -> bytes | None:
         """See the port."""
-        body: bytes | None = await self._connection.execute("GET", f"catalog:{version}")
+        body: bytes | None = await self._connection.execute("GET", f"{_CONTROL}catalog:{version}")
         return body
 
     async def orgs(self) -> tuple[str, ...]:
@@ -307,47 +313,45 @@ class ValkeyDirectory:
         bodies = list(records.items())
         for first in range(0, len(bodies), _PIPELINED):
             some = bodies[first : first + _PIPELINED]
-            await asyncio.gather(*(self._publish(f"key:{name}", version, body) for name, body in some))
+            await asyncio.gather(*(self._publish(key_key(name), version, body) for name, body in some))
         # In one write, so that no gateway looks in between; what is cut off after the first is published again.
         announcement = ("EVAL", self._scripts["announce"].source, 1, _GENERATION)
-        await self._connection.execute_all([*([announcement] if announce else []), ("HSET", "orgs", org, version)])
+        await self._connection.execute_all([*([announcement] if announce else []), ("HSET", _ORGS, org, version)])
         return True
 
     async def publish_catalog(self, version: str, catalog: bytes) -> None:
         """See the port."""
-        await self._connection.execute("SET", f"catalog:{version}", catalog, "NX")
+        await self._connection.execute("SET", f"{_CONTROL}catalog:{version}", catalog, "NX")
 
     async def published_versions(self) -> Mapping[str, int]:
         """See the port."""
+        flat = await self._connection.execute("HGETALL", _ORGS)
+        published = {org.decode(): int(version) for org, version in _pairs(flat)}
+        return await self._as_found(published) if self._connection.is_cluster else published
+
+    async def _as_found(self, published: Mapping[str, int]) -> dict[str, int]:
+        """The versions, but 0 for an org whose snapshot is gone. Of a server that is away nobody knows better."""
+        asked = (self._connection.execute("HGET", org_key(org, "cfg"), "v") for org in published)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, UnavailableError):
+                raise answer
         return {
-            org.decode(): int(version) for org, version in _pairs(await self._connection.execute("HGETALL", "orgs"))
+            org: 0 if answer is None else version
+            for (org, version), answer in zip(published.items(), answers, strict=True)
         }
 
     async def _publish(self, key: str, version: int, body: bytes) -> bool:
         return bool(await self._scripts["publish"].run(self._connection, [key], [version, body, WITHDRAWN_MS]))
 
 
-def _reserve_answer(request: HoldRequest, answer: list[Any]) -> ReserveAnswer:
-    status = answer[0]
-    if status == b"cold":
-        return Cold()
-    version, now_ms = int(answer[1]), answer[2]
-    if status == b"stale":
-        return StaleWindow(version, now_ms)
-    proposals = at_bucket(request.proposals, now_ms)
-    own_nano = request.amount_nano if status == b"held" else 0
-    standings = tuple(
-        standing(proposal, int(answer[at]), int(answer[at + 1]) + own_nano)
-        for proposal, at in zip(proposals, range(5, len(answer), 2), strict=True)
-    )
-    if status == b"refused":
-        return Refused(version, now_ms, lacking(standings, request.amount_nano))
-    charges = parse_charges(answer[3]) if status == b"known" else tuple(each.charge() for each in proposals)
-    return Admitted(version, now_ms, charges, standings, int(answer[4]))
+def key_key(key_hash: str) -> str:
+    """The key of an API key's record."""
+    return f"{_CONTROL}key:{key_hash}"
 
 
 def _add_hold(call: Call, name: str, hold: Hold) -> None:
-    call.add(hold.phase, call.number(f"h:{name}"), hold.resized_at_ms)
+    call.add(hold.phase, call.number(f"h:{name}"), hold.resized_at_ms, hold.option)
     charges = charges_json(hold.charges)
     if hold.phase == "held":
         call.add(name, hold.amount_nano, charges, hold.context, hold.expires_at_ms, hold.admitted_at_ms)
@@ -364,10 +368,6 @@ def _key_body(record: KeyRecord) -> bytes:
 
 def _key_record(fields: dict[str, Any]) -> KeyRecord:
     return KeyRecord(fields["key_id"], fields["org"], fields["role"], fields["pins"])
-
-
-def _fold_key(place: TopicPartition) -> str:
-    return f"fold:{place.topic}:{place.partition}"
 
 
 def _millis(time: Sequence[bytes]) -> int:

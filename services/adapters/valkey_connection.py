@@ -10,12 +10,12 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Protocol, Self, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
-from services.core.ports import UnavailableError
+from services.core.ports import NotSentError, UnavailableError
 
 Argument = str | bytes | int
 MAX_WAITING: Final = 16_384
@@ -30,7 +30,37 @@ class RefusedError(UnavailableError):
 
     def __init__(self, text: str) -> None:
         super().__init__(f"the hot state refused a command: {text[:200]}")
-        self.code = text.partition(" ")[0]
+        self.code, _, self.detail = text.partition(" ")
+
+
+class HotConnection(Protocol):
+    """What the hot state needs of its server or servers: of one, of a cluster, or of the one that Sentinels name."""
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether several servers share the keys."""
+
+    async def execute(self, *command: Argument) -> Any:
+        """The answer to one command: bytes, int, None or a list of these.
+
+        Raises `RefusedError` when the server answers with an error, `NotSentError` when there is no connection to be
+        had, and otherwise `UnavailableError` when it does not answer.
+        """
+
+    async def execute_all(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        """The answers to several commands, written together; raises as `execute` does."""
+
+    async def execute_on_each(self, *command: Argument) -> list[Any]:
+        """The answers to one command without a key of every primary that answers; raises as `execute` if none does."""
+
+    async def tags(self) -> tuple[str, ...]:
+        """A hash tag for each primary, by which a key is on it; one empty one when there is one server."""
+
+    def server_of(self, key: str | bytes) -> str:
+        """Which server answers for a key, as far as is known: a name to tell one server's failing from another's."""
+
+    async def close(self) -> None:
+        """Closes what is open. A later command would open it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +74,11 @@ class Address:
     password: str | None
     is_tls: bool
     path: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The place alone, fit to be told."""
+        return self.path or f"{self.host}:{self.port}"
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -70,26 +105,29 @@ class Address:
 
 
 class ValkeyConnection:
-    """A connection made when first needed and again after it broke. For one event loop."""
+    """A connection made when first needed and again after it broke. For one event loop.
 
-    def __init__(self, url: str, *, timeout_s: float = 2.0) -> None:
-        self._address = Address.parse(url)
+    With `must_lead` a server that says it is a replica is not taken: `NotSentError`.
+    """
+
+    is_cluster: Final = False
+
+    def __init__(self, address: "str | Address", *, timeout_s: float = 2.0, must_lead: bool = False) -> None:
+        self._address = Address.parse(address) if isinstance(address, str) else address
         self._timeout_s = timeout_s
+        self._must_lead = must_lead
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[_Wire] | None = None
 
     async def execute(self, *command: Argument) -> Any:
-        """The answer to one command: bytes, int, None or a list of these.
-
-        Raises `RefusedError` when the server answers with an error and `UnavailableError` when it does not answer.
-        """
+        """See `HotConnection`."""
         wire = self._wire
         if wire is None or wire.is_closed:
             wire = await self._connect()
         return _accept(await wire.send(command))
 
     async def execute_all(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-        """The answers to several commands, written together; raises as `execute` does."""
+        """See `HotConnection`."""
         wire = self._wire
         if wire is None or wire.is_closed:
             wire = await self._connect()
@@ -97,8 +135,20 @@ class ValkeyConnection:
         answers = await asyncio.gather(*[wire.send(command) for command in commands])
         return [_accept(answer) for answer in answers]
 
+    async def execute_on_each(self, *command: Argument) -> list[Any]:
+        """See `HotConnection`."""
+        return [await self.execute(*command)]
+
+    async def tags(self) -> tuple[str, ...]:
+        """See `HotConnection`."""
+        return ("",)
+
+    def server_of(self, key: str | bytes) -> str:
+        """See `HotConnection`."""
+        return self._address.where
+
     async def close(self) -> None:
-        """Closes the connection. A later command would open it again."""
+        """See `HotConnection`."""
         if self._connecting is not None:
             self._connecting.cancel()
         if self._wire is not None:
@@ -113,7 +163,7 @@ class ValkeyConnection:
 
     async def _open(self) -> "_Wire":
         address = self._address
-        where = address.path or f"{address.host}:{address.port}"
+        where = address.where
         context = ssl.create_default_context() if address.is_tls else None
         loop = asyncio.get_running_loop()
         wire = _Wire(loop, where, self._timeout_s)
@@ -127,9 +177,11 @@ class ValkeyConnection:
                     _accept(await wire.send(("AUTH", address.user or "default", address.password)))
                 if address.database:
                     _accept(await wire.send(("SELECT", address.database)))
+                if self._must_lead and _accept(await wire.send(("ROLE",)))[0] != b"master":
+                    raise NotSentError(f"the server at {where} is no primary (any more): a failover is under way")
         except (OSError, TimeoutError) as error:
             wire.fail("connecting failed")
-            raise UnavailableError(f"the hot state at {where} can't be reached: {error or 'timed out'}") from error
+            raise NotSentError(f"the hot state at {where} can't be reached: {error or 'timed out'}") from error
         except UnavailableError:
             wire.fail("the login failed")
             raise

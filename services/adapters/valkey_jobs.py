@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from services.adapters.valkey_connection import Argument, ValkeyConnection
+from services.adapters.valkey_connection import Argument, HotConnection
 from services.adapters.valkey_scripts import Script
 from services.core.jobs import ENDED_MS, Claim, Job, decode_job, encode_job
 
@@ -91,7 +91,7 @@ return 1
 class ValkeyJobs:
     """`core.jobs.Jobs`: every method is one round trip."""
 
-    def __init__(self, connection: ValkeyConnection) -> None:
+    def __init__(self, connection: HotConnection) -> None:
         self._connection = connection
         bodies = {"keep": _KEEP, "claim": _CLAIM, "claim_due": _CLAIM_DUE, "put_back": _PUT_BACK, "end": _END}
         self._scripts = {name: Script.of(_HEAD + body) for name, body in bodies.items()}

@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from services.adapters.headers import pack_headers, unpack_headers
+from services.adapters.valkey_connect import check_log_address
 from services.core.ports import GoneError, Incoming, Outgoing, TopicDeclaration, TopicPartition, UnavailableError
 
 TOPICS_KEY: Final = "log:topics"
@@ -103,9 +104,13 @@ class UnsafeLogError(RuntimeError):
 
 
 class ValkeyLog:
-    """`ports.EventLog` on one Valkey server. `timeout_s` bounds connecting and each answer."""
+    """`ports.EventLog` on one Valkey server. `timeout_s` bounds connecting and each answer.
+
+    Raises `ValueError` for the address of a cluster or of Sentinels.
+    """
 
     def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
+        check_log_address(url)
         self._wait_limit_ms = int(timeout_s * 500)
         # No retries in the client: an append that is tried again unasked would be in the log twice.
         self._redis: Redis = Redis.from_url(
@@ -203,6 +208,9 @@ class ValkeyLog:
         await self._redis.aclose()
 
     async def _check_server(self) -> None:
+        cluster: Any = await self._redis.info("cluster")
+        if cluster.get("cluster_enabled"):
+            raise UnsafeLogError("the event log's Valkey is in a cluster, where no append is one step: take one server")
         settings: Any = await self._redis.config_get(*_SAFE_SETTINGS)
         for name, value in _SAFE_SETTINGS.items():
             found = settings[name]

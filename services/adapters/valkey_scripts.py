@@ -8,17 +8,18 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Final
 
-from services.adapters.valkey_connection import Argument, RefusedError, ValkeyConnection
+from services.adapters.valkey_connection import Argument, HotConnection, RefusedError
 from services.core.budgets import Charge, Proposal
 from services.core.hotstate import (
     CLAIM_MS,
     CLOCK_MARGIN_MS,
     EXPIRY_PRODUCER,
     MAX_FIGURE,
+    SESSION_IDLE_MS,
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
 )
-from services.core.windows import CalendarSpan, Span, parse_span
+from services.core.windows import CalendarSpan, RollingSpan, SessionSpan, Span, parse_span
 
 _NAMES: Final = (
     "reserve",
@@ -27,11 +28,14 @@ _NAMES: Final = (
     "claim",
     "peek",
     "apply",
+    "crossed",
     "load",
     "clear",
     "publish",
     "announce",
     "forward",
+    "backfill",
+    "marks",
 )
 # The first line has the server refuse a script it has no memory for before it begins, not halfway. The others are the
 # scripts' own copies of core's constants, so that neither twin can drift.
@@ -39,7 +43,7 @@ _HEAD: Final = (
     "#!lua\n"
     f"local MAX_FIGURE, EXPIRY_PRODUCER = '{MAX_FIGURE}', '{EXPIRY_PRODUCER}'\n"
     f"local WINDOW_GRACE_MS, TOMBSTONE_MS, CLAIM_MS = {WINDOW_GRACE_MS}, {TOMBSTONE_MS}, {CLAIM_MS}\n"
-    f"local CLOCK_MARGIN_MS = {CLOCK_MARGIN_MS}\n"
+    f"local CLOCK_MARGIN_MS, SESSION_IDLE_MS = {CLOCK_MARGIN_MS}, {SESSION_IDLE_MS}\n"
 )
 _CHARGE_END: Final = '"]'
 
@@ -56,7 +60,7 @@ class Script:
         """The script of this text."""
         return cls(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
-    async def run(self, connection: ValkeyConnection, keys: Sequence[Argument], arguments: Sequence[Argument]) -> Any:
+    async def run(self, connection: HotConnection, keys: Sequence[Argument], arguments: Sequence[Argument]) -> Any:
         """The script's answer. A server that does not know it yet is sent its text. Raises as `execute` does."""
         try:
             return await connection.execute("EVALSHA", self.digest, len(keys), *keys, *arguments)
@@ -79,8 +83,8 @@ def org_key(org: str, name: str) -> str:
 
 
 def figures_key(org: str, budget_id: str, span: Span) -> str:
-    """The key of a calendar window's figures, or of a rolling budget's ring."""
-    if isinstance(span, CalendarSpan):
+    """The key of a window's figures, or of a rolling budget's ring."""
+    if not isinstance(span, RollingSpan):
         return f"{{{org}}}:b:{budget_id}:{span.key()}"
     return f"{{{org}}}:r:{budget_id}:{span.bucket_ms}:{span.count}"
 
@@ -136,23 +140,27 @@ class Call:
 
 
 @lru_cache(maxsize=16_384)
-def proposal_arguments(org: str, proposal: Proposal) -> tuple[bytes, tuple[bytes, ...]]:
-    """A proposal for ``reserve.lua``: its key, and kind, start or bucket width, end or count, limit, and charge.
+def proposal_arguments(org: str, proposal: Proposal, is_fixed: bool = False) -> tuple[bytes, tuple[bytes, ...]]:
+    """A proposal for ``reserve.lua`` or ``resize.lua``: its key, and the six words that these scripts speak of.
 
-    Gateways propose the same spans for as long as these last, hence the cache.
+    A span that `is_fixed` is given as it is. Gateways propose the same spans for as long as they last, hence the cache.
     """
     span = proposal.span
     start = _charge_start(proposal.budget_id, proposal.scope)
+    charge = start + span.key() + _CHARGE_END
+    words: tuple[str | int, ...]
     if isinstance(span, CalendarSpan):
-        words = ("c", span.start_ms, span.end_ms, proposal.limit_nano, start + span.key() + _CHARGE_END)
+        words = ("f" if is_fixed else "c", span.start_ms, span.end_ms, proposal.limit_nano, charge)
+    elif isinstance(span, RollingSpan):
+        ring = f"{start}r:{span.bucket_ms}:{span.count}:"
+        words = ("r", span.bucket_ms, span.count, proposal.limit_nano, charge if is_fixed else ring)
     else:
-        ring = f"r:{span.bucket_ms}:{span.count}:"
-        words = ("r", span.bucket_ms, span.count, proposal.limit_nano, start + ring)
+        words = ("s" if isinstance(span, SessionSpan) else "l", 0, 0, proposal.limit_nano, charge)
     key = figures_key(org, proposal.budget_id, span)
-    return key.encode(), tuple(str(word).encode() for word in words)
+    return key.encode(), tuple(str(word).encode() for word in (*words, proposal.full_rule))
 
 
 @lru_cache(maxsize=16_384)
 def _charge_start(budget_id: str, scope: str) -> str:
-    # A window's key is digits, letters and colons, so it needs no quoting: the text of a charge is this, key, and `"]`.
+    # A window's key has nothing that needs quoting: the text of a charge is this, key, and `"]`.
     return json.dumps([budget_id, scope], ensure_ascii=False, separators=(",", ":"))[:-1] + ',"'

@@ -1,25 +1,55 @@
-"""Budgets and which of them a call falls under (BU-1)."""
+"""Budgets, what a call may be charged to, and where a budget stands (BU-1 to BU-4)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from services.core.identity import Identity
 from services.core.windows import Span, Window, resets_at_ms, span_at
 
-ScopeKind = Literal["org", "team", "agent"]
+ScopeKind = Literal[
+    "org", "team", "agent", "user", "project", "session", "environment", "key", "vendor", "model", "tag",
+    "billing_class", "cel",
+]  # fmt: skip
 EstimateMode = Literal["strict", "calibrated"]
+Enforcement = Literal["enforce", "monitor"]
+WhenFull = Literal["block", "downgrade", "alert"]
+ChildMode = Literal["isolated", "fallback"]
+# What becomes of a call that a budget has no room for: it is refused; its parent pays in its place; it is tried with
+# the next option, and refused without one; it is charged all the same.
+FullRule = Literal["block", "parent", "downgrade", "pass"]
 
 ESTIMATE_MODES: Final[tuple[EstimateMode, ...]] = ("strict", "calibrated")
-SCOPE_KINDS: Final[tuple[ScopeKind, ...]] = ("org", "team", "agent")
+ENFORCEMENTS: Final[tuple[Enforcement, ...]] = ("enforce", "monitor")
+WHEN_FULL: Final[tuple[WhenFull, ...]] = ("block", "downgrade", "alert")
+CHILD_MODES: Final[tuple[ChildMode, ...]] = ("isolated", "fallback")
+# From the widest to the narrowest: the order in which a call's budgets are written everywhere.
+SCOPE_KINDS: Final[tuple[ScopeKind, ...]] = (
+    "org", "environment", "billing_class", "vendor", "model", "tag", "team", "project", "user", "agent", "key",
+    "session", "cel",
+)  # fmt: skip
+# The scope value that stands for each value: every user, say, has figures of their own.
+EACH: Final = "*"
+DEFAULT_THRESHOLDS: Final = (60, 85, 100)
 MAX_BUDGETS_PER_CALL: Final = 64
+MAX_BUDGETS_PER_ORG: Final = 100_000
+MAX_DEPTH: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A cap of `limit_nano` nano-dollars on what `scope_kind` `scope_value` may spend in one window.
+    """A cap of `limit_nano` nano-dollars on what its scope may spend in one window.
 
-    `estimate` is what it holds for a call: the most it can cost, or what such calls have been seen to cost (PR-5).
+    `scope_value` is a name, or `EACH`. A budget of kind ``cel`` caps the calls that its `expression` is true for, and
+    its scope value is the name it goes by. `estimate` is what it holds for a call: the most it can cost, or what such
+    calls have been seen to cost (PR-5); with `extend`, a stream that names no limit of its own is held a step at a
+    time (BU-6). A child (`parent_id`) that is full refuses the call, or lets its parent pay, as `child_mode` says.
+    A full budget that is enforced does as `when_full` says; ``downgrade`` has the call answered by `downgrade_to`, a
+    model of the same vendor. `thresholds` are the percents of the limit at which it tells (BU-4). `since_version` is
+    the configuration it has counted since in this window: what was admitted under an earlier one is backfilled (BU-8).
+    `is_cap` marks a cell of the cap matrix (BU-7).
+
+    A part that was carved from other budgets (BU-9) names in `covers` those that its whole limit is held against
+    already, by their ids in charges: its calls are not charged to these again. It takes nothing from `ends_at_ms` on.
     """
 
     budget_id: str
@@ -28,11 +58,32 @@ class Budget:
     window: Window
     limit_nano: int
     estimate: EstimateMode = "strict"
+    expression: str | None = None
+    parent_id: str | None = None
+    child_mode: ChildMode = "isolated"
+    enforcement: Enforcement = "enforce"
+    when_full: WhenFull = "block"
+    downgrade_to: str | None = None
+    thresholds: tuple[int, ...] = DEFAULT_THRESHOLDS
+    extend: bool = False
+    since_version: int = 0
+    is_cap: bool = False
+    covers: tuple[str, ...] = ()
+    ends_at_ms: int | None = None
 
     @property
     def scope(self) -> str:
         """The scope as written in events and answers: ``team:ml``."""
         return f"{self.scope_kind}:{self.scope_value}"
+
+    @property
+    def full_rule(self) -> FullRule:
+        """What becomes of a call that there is no room for."""
+        if self.enforcement == "monitor" or self.when_full == "alert":
+            return "pass"
+        if self.parent_id is not None and self.child_mode == "fallback":
+            return "parent"
+        return "downgrade" if self.when_full == "downgrade" else "block"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +97,17 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A budget and the span a gateway believes to be current; the hot state's own clock confirms or refuses it."""
+    """A budget and the span a gateway believes to be current; the hot state's own clock confirms or refuses it.
+
+    A span that `is_fixed` was confirmed when the call was admitted, and is never decided again.
+    """
 
     budget_id: str
     scope: str
     span: Span
     limit_nano: int
+    full_rule: FullRule = "block"
+    is_fixed: bool = False
 
     def charge(self) -> Charge:
         """This proposal, once admitted."""
@@ -60,14 +116,14 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a budget's current window has spent and holds."""
+    """What a budget's current window has spent and holds. `resets_at_ms` is None for one that has no end."""
 
     budget_id: str
     scope: str
     limit_nano: int
     spent_nano: int
     held_nano: int
-    resets_at_ms: int
+    resets_at_ms: int | None
 
     @property
     def remaining_nano(self) -> int:
@@ -75,25 +131,14 @@ class Standing:
         return self.limit_nano - self.spent_nano - self.held_nano
 
 
-class BudgetIndex:
-    """The budgets of one org, found by scope value."""
-
-    def __init__(self, budgets: Iterable[Budget]) -> None:
-        self._by_scope: dict[tuple[str, str], list[Budget]] = {}
-        for budget in budgets:
-            self._by_scope.setdefault((budget.scope_kind, budget.scope_value), []).append(budget)
-
-    def matching(self, identity: Identity) -> Iterator[Budget]:
-        """Every budget the identity falls under, widest scope first."""
-        for kind, value in (("org", identity.org), ("team", identity.team), ("agent", identity.agent)):
-            if value is not None:
-                yield from self._by_scope.get((kind, value), ())
-
-
 def propose(budgets: Iterable[Budget], now_ms: int) -> tuple[Proposal, ...]:
-    """One proposal a budget, for the spans that hold `now_ms`."""
+    """One proposal a budget, for the spans that hold `now_ms`; raises `ValueError` for one whose window is a session.
+
+    What a call falls under is proposed by `matching.proposals_for`.
+    """
     return tuple(
-        Proposal(each.budget_id, each.scope, span_at(each.window, now_ms), each.limit_nano) for each in budgets
+        Proposal(each.budget_id, each.scope, span_at(each.window, now_ms), each.limit_nano, each.full_rule)
+        for each in budgets
     )
 
 

@@ -59,7 +59,9 @@ MAX_EVENT_BYTES: Final = 262_144
 _to_canonical = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
 ).encode
-_WINDOW: Final = re.compile(r"c:\d{1,15}:\d{1,15}|r:\d{1,15}:\d{1,9}:\d{1,15}", re.ASCII)
+_WINDOW: Final = re.compile(
+    r"c:\d{1,15}:\d{1,15}|r:\d{1,15}:\d{1,9}:\d{1,15}|s:[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}|l", re.ASCII
+)
 
 
 def encode(stamped: Stamped) -> bytes:
@@ -128,6 +130,8 @@ def event_fields(event: Event) -> Fields:
                 "held_usd": format_usd(event.held_nano),
                 "charges": charges_fields(event.charges),
                 "expires_at": format_time(event.expires_at_ms),
+                "parent_charged": list(event.parent_charged),
+                "would_block": list(event.would_block),
             }
         case HoldResized():
             return common | {
@@ -151,12 +155,15 @@ def event_fields(event: Event) -> Fields:
                 "price_context": dict(event.price_context),
                 "unpriced": list(event.unpriced),
                 "attempts": [_attempt_fields(each) for each in event.attempts],
+                "parent_charged": list(event.parent_charged),
+                "admitted_at": format_time(event.admitted_at_ms),
             }
         case Expiry():
             return common | {
                 "held_usd": format_usd(event.held_nano),
                 "booked_usd": format_usd(event.booked_nano),
                 "charges": charges_fields(event.charges),
+                "admitted_at": format_time(event.admitted_at_ms),
             }
         case Denial():
             return common | {
@@ -193,6 +200,9 @@ def facts_fields(facts: CallFacts) -> Fields:
         "catalog_version": facts.catalog_version,
         "config_version": facts.config_version,
         "auth_mode": facts.auth_mode,
+        "billing_class": facts.billing_class,
+        "flags": list(facts.flags),
+        **({"request_hash": facts.request_hash} if facts.request_hash else {}),
     }
 
 
@@ -227,6 +237,8 @@ def event_from_fields(fields: Fields) -> Event:
             held_nano=usd_in(fields, "held_usd"),
             charges=charges_from_fields(fields),
             expires_at_ms=instant_in(fields, "expires_at"),
+            parent_charged=_texts_or_none(fields, "parent_charged"),
+            would_block=_texts_or_none(fields, "would_block"),
         )
     if kind == HoldResized.TYPE:
         return HoldResized(
@@ -248,11 +260,13 @@ def event_from_fields(fields: Fields) -> Event:
             http_status=count_in(fields, "http_status"),
             retry_count=count_in(fields, "retry_count"),
             latency_us=counts_in(fields, "latency_us"),
-            # Events of earlier releases do not have these.
+            # Events of earlier releases do not have what follows.
             estimate_mode=take(fields, "estimate_mode", str) if "estimate_mode" in fields else "strict",
             price_context=texts_in(fields, "price_context") if "price_context" in fields else {},
-            unpriced=tuple(list_of_texts(fields, "unpriced")) if "unpriced" in fields else (),
+            unpriced=_texts_or_none(fields, "unpriced"),
             attempts=tuple(_attempt(each) for each in take(fields, "attempts", list)) if "attempts" in fields else (),
+            parent_charged=_texts_or_none(fields, "parent_charged"),
+            admitted_at_ms=_instant_or_none(fields, "admitted_at"),
         )
     if kind == Expiry.TYPE:
         return Expiry(
@@ -260,6 +274,7 @@ def event_from_fields(fields: Fields) -> Event:
             held_nano=usd_in(fields, "held_usd"),
             booked_nano=usd_in(fields, "booked_usd"),
             charges=charges_from_fields(fields),
+            admitted_at_ms=_instant_or_none(fields, "admitted_at"),
         )
     denial = Denial(
         *head,
@@ -295,6 +310,8 @@ def facts_from_fields(fields: Fields) -> CallFacts:
         catalog_version=take(fields, "catalog_version", str),
         config_version=count_in(fields, "config_version"),
         auth_mode=take(fields, "auth_mode", str),
+        flags=_texts_or_none(fields, "flags"),
+        request_hash=take(fields, "request_hash", str) if "request_hash" in fields else "",
     )
 
 
@@ -305,6 +322,15 @@ def charges_from_fields(fields: Fields) -> tuple[Charge, ...]:
         item = typed("charges", each, dict)
         charges.append(Charge(name_in(item, "budget_id"), take(item, "scope", str), _window(item)))
     return tuple(charges)
+
+
+def _texts_or_none(fields: Fields, name: str) -> tuple[str, ...]:
+    """The texts of a field that events of earlier releases do not have."""
+    return tuple(list_of_texts(fields, name)) if name in fields else ()
+
+
+def _instant_or_none(fields: Fields, name: str) -> int:
+    return instant_in(fields, name) if name in fields else 0
 
 
 def _window(item: Fields) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal, get_args
 
 from services.core.components import BY_COUNT, COMPONENTS, FLAT, MILLION, MODAL_TRAITS, PARTS, Component
 from services.core.events import UsageSource
@@ -15,6 +15,9 @@ TOKENS_PER_SECOND: Final = 250
 
 _NO_COUNTS: Final[Mapping[str, int]] = MappingProxyType({})
 
+# How the hold of a call was sized: at its bound, at what such calls have been seen to cost, or a step at a time (BU-6).
+HoldMode = Literal["strict", "calibrated", "stepped"]
+HOLD_MODES: Final[tuple[HoldMode, ...]] = get_args(HoldMode)
 
 # What stands in for the longest answer where none costs anything: a figure for the record, and no bound of money.
 _FREE_LIMIT: Final = 65_536
@@ -91,24 +94,44 @@ def strict_bound(price: Price, demand: Demand) -> Bound:
         limit = _FREE_LIMIT
     if limit is None:
         raise UnboundedError(demand.limit_param)
-    input_tokens = demand.input_tokens
-    reach: int | None = input_tokens
-    if demand.rounds > 1 or demand.unseen is not None:
-        if price.context_window is not None:
-            input_tokens = max(input_tokens, price.context_window) * demand.rounds
-            reach = input_tokens
-        elif _is_free(price, demand, "input"):
-            reach = None  # costs nothing itself, but a long input can bring the output into a dearer tier
-        else:
-            raise _no_window(demand.unseen or "tools")
+    input_tokens, reach = _input_of(price, demand)
     output_tokens = limit * demand.choices * demand.rounds
     _check_distinct(price, demand.distinct)
-    amounts = []
-    for context in demand.contexts if price.variants else demand.contexts[:1]:
-        for rates in _reachable(price, context, reach):
-            _check_priced(rates, demand)
-            amounts.append(_most(rates, demand, input_tokens, output_tokens, price.minimums))
-    return Bound(input_tokens, output_tokens, max(amounts), demand.counts)
+    for rates in _reachable(price, demand, reach):
+        _check_priced(rates, demand)
+    return Bound(input_tokens, output_tokens, most_nano(price, demand, output_tokens), demand.counts)
+
+
+def most_nano(price: Price, demand: Demand, output_tokens: int) -> int:
+    """The most that a call can have cost, in nano-dollars, while it has written no more than so many output tokens.
+
+    All its input and all else that it can use is in it. `demand` has a bound at this price (`strict_bound`).
+    """
+    input_tokens, reach = _input_of(price, demand)
+    return max(
+        _most(rates, demand, input_tokens, output_tokens, price.minimums) for rates in _reachable(price, demand, reach)
+    )
+
+
+def most_tokens(price: Price, demand: Demand, bound: Bound, amount_nano: int) -> int:
+    """The output tokens that `amount_nano` is surely enough for, whatever else of its `bound` the call uses."""
+    if amount_nano >= bound.amount_nano:
+        return bound.output_tokens
+    least_nano = most_nano(price, demand, 0)
+    if amount_nano <= least_nano:
+        return 0
+    # The cost is the dearest of several that each grow evenly, so that it lies below a line between two of its points.
+    tokens = (amount_nano - least_nano) * bound.output_tokens // (bound.amount_nano - least_nano)
+    while tokens > 0 and most_nano(price, demand, tokens) > amount_nano:
+        tokens -= 1  # for what rounding adds
+    return tokens
+
+
+def writes_text_only(price: Price, demand: Demand) -> bool:
+    """Whether all output is text, of which a token has at least one byte; of sounds and pictures nothing is sure."""
+    priced = {*price.rates, *(name for each in price.variants for name in each.rates), *demand.required}
+    others = (COMPONENTS[name] for name in demand.parts if name in priced)
+    return not any(each.tree == "output" and each.traits & MODAL_TRAITS for each in others)
 
 
 def _is_free(price: Price, demand: Demand, tree: str) -> bool:
@@ -127,10 +150,26 @@ def _no_window(param: str) -> UnboundedError:
     return UnboundedError(param, message)
 
 
-def _reachable(price: Price, context: Context, reach: int | None) -> list[Rates]:
-    """The rates a call of up to `reach` input tokens may fall under; None: of any number."""
-    rates, tiers = price.rate_sets(context)
-    return [rates, *(tier.rates for tier in tiers if reach is None or reach > tier.above_input_tokens)]
+def _input_of(price: Price, demand: Demand) -> tuple[int, int | None]:
+    """The input tokens that a call is bounded by, over all rounds, and how many decide its tier; None: any number."""
+    input_tokens = demand.input_tokens
+    if demand.rounds == 1 and demand.unseen is None:
+        return input_tokens, input_tokens
+    if price.context_window is not None:
+        input_tokens = max(input_tokens, price.context_window) * demand.rounds
+        return input_tokens, input_tokens
+    if _is_free(price, demand, "input"):
+        return input_tokens, None  # costs nothing itself, but a long input can bring the output into a dearer tier
+    raise _no_window(demand.unseen or "tools")
+
+
+def _reachable(price: Price, demand: Demand, reach: int | None) -> list[Rates]:
+    """The rates a call of up to `reach` input tokens may fall under, in any context; None: of any number."""
+    found: list[Rates] = []
+    for context in demand.contexts if price.variants else demand.contexts[:1]:
+        rates, tiers = price.rate_sets(context)
+        found += [rates, *(tier.rates for tier in tiers if reach is None or reach > tier.above_input_tokens)]
+    return found
 
 
 def _check_distinct(price: Price, distinct: Context) -> None:

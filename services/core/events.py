@@ -11,12 +11,12 @@ from typing import ClassVar, Final, Literal
 from services.core.budgets import Charge
 from services.core.identity import Identity
 
-Outcome = Literal["completed", "partial", "vendor_error", "cancelled"]
+Outcome = Literal["completed", "partial", "vendor_error", "cancelled", "cut_off"]
 UsageSource = Literal["reported", "counted", "estimated", "none"]
 Match = Literal["exact", "normalised", "fallback", "none"]
 AttemptOutcome = Literal["answered", "refused", "failed", "timed_out", "unreachable", "broke_off"]
 
-OUTCOMES: Final = ("completed", "partial", "vendor_error", "cancelled")
+OUTCOMES: Final = ("completed", "partial", "vendor_error", "cancelled", "cut_off")
 USAGE_SOURCES: Final = ("reported", "counted", "estimated", "none")
 MATCHES: Final = ("exact", "normalised", "fallback", "none")
 ATTEMPT_OUTCOMES: Final = ("answered", "refused", "failed", "timed_out", "unreachable", "broke_off")
@@ -24,7 +24,13 @@ ATTEMPT_OUTCOMES: Final = ("answered", "refused", "failed", "timed_out", "unreac
 
 @dataclass(frozen=True, slots=True)
 class CallFacts:
-    """What is known of a call when it is admitted. Every event of it repeats this: no consumer looks anything up."""
+    """What is known of a call when it is admitted. Every event of it repeats this: no consumer looks anything up.
+
+    `flags` says what was out of the ordinary, each a word or a word, a colon and a name: ``fail_open`` (let through
+    without a hold, because the spend state was away), ``downgraded`` (a full budget had it answered by a cheaper
+    model), ``expression_error:bud_…`` (a budget's expression failed, which counts as a match). `request_hash` tells
+    what the reservation API was asked for, so that the same request is known again (GW-10); empty for proxied calls.
+    """
 
     identity: Identity
     vendor: str
@@ -35,6 +41,13 @@ class CallFacts:
     catalog_version: str
     config_version: int
     auth_mode: str = "metered"
+    flags: tuple[str, ...] = ()
+    request_hash: str = ""
+
+    @property
+    def billing_class(self) -> str:
+        """Whose money and which vendor's bill: ``metered.openai`` (BU-7)."""
+        return f"{self.auth_mode}.{self.vendor}".lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +76,8 @@ class Attempt:
 class Reservation:
     """The most the call can cost is held against every budget in `charges`, until `expires_at_ms`.
 
-    Both instants are of the hot state's clock: `time_ms` is when it admitted the call.
+    Both instants are of the hot state's clock: `time_ms` is when it admitted the call. `parent_charged` are the budgets
+    that were full and let their parents pay, `would_block` those that had no room either and only watch (BU-3, BU-4).
     """
 
     TYPE: ClassVar[str] = "spend.reservation.created.v1"
@@ -78,6 +92,8 @@ class Reservation:
     held_nano: int
     charges: tuple[Charge, ...]
     expires_at_ms: int
+    parent_charged: tuple[str, ...] = ()
+    would_block: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +101,8 @@ class Settlement:
     """What the call did cost. `held_nano` repeats the hold that it ends, `estimate_mode` how that was sized.
 
     `price_context` is what picked the rates besides the model (service tier, batch), `unpriced` the counts of `usage`
-    that the price does not cover, `attempts` every try, in order, the one that was answered last.
+    that the price does not cover, `attempts` every try, in order, the one that was answered last. `admitted_at_ms` is
+    the hot state's time of its reservation: 0 in events of earlier releases.
     """
 
     TYPE: ClassVar[str] = "spend.settlement.recorded.v1"
@@ -108,6 +125,8 @@ class Settlement:
     price_context: Mapping[str, str] = field(default_factory=dict)
     unpriced: tuple[str, ...] = ()
     attempts: tuple[Attempt, ...] = ()
+    parent_charged: tuple[str, ...] = ()
+    admitted_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +149,10 @@ class HoldResized:
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """A hold outlived its time; `booked_nano` of it is taken as spent until a late settlement corrects it."""
+    """A hold outlived its time; `booked_nano` of it is taken as spent until a late settlement corrects it.
+
+    `admitted_at_ms` is as in a settlement.
+    """
 
     TYPE: ClassVar[str] = "spend.hold.expired.v1"
     TOPIC: ClassVar[str] = "spend.settlements.v1"
@@ -141,6 +163,7 @@ class Expiry:
     held_nano: int
     booked_nano: int
     charges: tuple[Charge, ...]
+    admitted_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

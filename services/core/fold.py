@@ -2,7 +2,8 @@
 
 Two fences make a replay harmless. The org's offset fence skips what this org has folded from a partition; the
 producer's sequence skips what was published twice under two offsets. Past both, a hold's own phase makes its ending
-commutative: whichever of settlement and expiry comes first, `spent` ends at the settlement's cost.
+commutative: whichever of settlement and expiry comes first, `spent` ends at the settlement's cost, against the
+settlement's charges. So it does when the hold's charges were changed in between, whatever of that was folded before.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,19 +18,22 @@ from services.core.hotstate import (
     TOMBSTONE_MS,
     Applied,
     ApplyAnswer,
+    Backfill,
+    Behind,
     Cold,
-    Figures,
     FoldStep,
     Hold,
+    HoldPhase,
     OrgImage,
     OrgState,
+    Outdated,
     counts_until_ms,
     is_forgotten,
     plus,
-    window_slot,
+    ring_slot,
 )
-from services.core.reserve import add_held, ring_of
-from services.core.windows import CalendarSpan, RollingSpan, parse_span
+from services.core.reserve import add_held, figures_of, put, ring_of
+from services.core.windows import RollingSpan, parse_span
 
 
 class OffsetGapError(RuntimeError):
@@ -60,12 +64,27 @@ def step_of(stamped: Stamped, offset: int) -> FoldStep | None:
 
 
 def apply(
-    state: OrgState, topic: str, partition: int, steps: Iterable[FoldStep], next_offset: int, now_ms: int
+    state: OrgState,
+    topic: str,
+    partition: int,
+    steps: Iterable[FoldStep],
+    next_offset: int,
+    now_ms: int,
+    marks: str | None = None,
+    above: int = 0,
 ) -> ApplyAnswer:
-    """Folds one org's steps of one partition, in offset order, and moves its fence to `next_offset`; never back."""
+    """Folds one org's steps of one partition, in offset order, and moves its fence to `next_offset`; never back.
+
+    `marks` is the token of the marks that the steps' implied charges were decided by; None: nobody asks. Below `above`
+    the org's fence must not stand: what lies between it and the steps would be skipped for good.
+    """
     if state.epoch is None:
         return Cold()
     fence = state.fences.get((topic, partition), 0)
+    if fence < above:
+        return Behind()
+    if marks is not None and marks != state.marks:
+        return Outdated()
     applied = duplicates = 0
     for step in steps:
         producer = (topic, partition, step.producer)
@@ -74,7 +93,10 @@ def apply(
             continue
         if not step.producer.startswith(EXPIRY_PRODUCER):
             state.producers[producer] = step.sequence
+        before = _ending_of(state, step) if step.implied else None
         _apply_step(state, step, now_ms)
+        if before is not None:
+            _apply_implied(state, step, *before, now_ms)
         applied += 1
     if next_offset > fence:
         state.fences[topic, partition] = next_offset
@@ -100,7 +122,29 @@ def load(state: OrgState, image: OrgImage, epoch: str, now_ms: int) -> bool:
                 hold.forget_at_ms = _forget_at_ms(hold.charges, hold.phase == "expired", now_ms)
     state.fences = dict(image.fences)
     state.producers = lasting_producers(image.producers)
+    state.filled = dict(image.filled)
+    state.marks = epoch if image.filled else ""
+    state.crossed.clear()
+    state.crossed_until_ms.clear()
     state.epoch, state.loaded_at_ms = epoch, now_ms
+    return True
+
+
+def backfill(state: OrgState, fill: Backfill, now_ms: int) -> bool:
+    """Sets what the windows of some budgets have spent, and marks these; twin of ``backfill.lua``.
+
+    False, changing nothing, when the org is cold or its fences are others than those that `fill` is as of.
+    """
+    if state.epoch is None or any(state.fences.get(place, 0) != fence for place, fence in fill.fences.items()):
+        return False
+    for (budget_id, window), spent_nano in fill.spent_nano.items():
+        charge = Charge(budget_id, "", window)
+        _add_spent(state, charge, -_spent_in(state, charge, now_ms), now_ms)
+        _add_spent(state, charge, spent_nano, now_ms)
+    state.filled |= fill.filled
+    for budget_id in fill.gone:
+        state.filled.pop(budget_id, None)
+    state.marks = fill.token
     return True
 
 
@@ -119,12 +163,14 @@ def image_of(state: OrgState) -> OrgImage:
 
 
 def forget(state: OrgState, now_ms: int) -> None:
-    """Drops what nothing can ask for any more: windows past their grace, rings at rest, and tombstones past their time.
+    """Drops what nothing can ask for any more: windows past their grace, idle sessions, rings at rest, old tombstones.
 
     In Valkey keys expire for the same reasons at the same instants, so nothing of this is ever seen by a caller.
     """
-    for window in [each for each in state.windows if is_forgotten(parse_span(each[1]), now_ms)]:
-        del state.windows[window]
+    for window, figures in list(state.windows.items()):
+        is_idle = figures.forget_at_ms is not None and figures.forget_at_ms <= now_ms
+        if is_idle or is_forgotten(parse_span(window[1]), now_ms):
+            del state.windows[window]
     for slot, ring in list(state.rings.items()):
         _, bucket_ms, count = slot
         low = now_ms // bucket_ms - count
@@ -160,21 +206,52 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
         was_claimed = state.due.pop(step.reservation_id, None) != hold.expires_at_ms
     for charge in step.charges:
         _add_spent(state, charge, step.amount_nano, now_ms)
+    for charge in hold.charges:
         _add_spent(state, charge, -hold.booked_nano, now_ms)
     may_end_again = was_claimed or step.kind == "expire" or hold.phase == "expired"
     state.holds[step.reservation_id] = replace(
         hold,
+        charges=step.charges,
         context="",
         phase="settled" if step.kind == "settle" else "expired",
         booked_nano=step.amount_nano,
-        forget_at_ms=_forget_at_ms(hold.charges, may_end_again, now_ms),
+        forget_at_ms=_forget_at_ms((*hold.charges, *step.charges), may_end_again, now_ms),
     )
+
+
+def _ending_of(state: OrgState, step: FoldStep) -> tuple[HoldPhase, int]:
+    hold = state.holds.get(step.reservation_id)
+    return ("held", 0) if hold is None else (hold.phase, hold.booked_nano)
+
+
+def _apply_implied(state: OrgState, step: FoldStep, phase: HoldPhase, booked_nano: int, now_ms: int) -> None:
+    """Spends a step's implied charges. `phase` and `booked_nano` are its hold's before the step: a second ending has
+    nothing to add, and what an expiry had booked was booked against the same implied charges."""
+    if phase == "settled" or (phase == "expired" and step.kind == "expire"):
+        return
+    for charge in step.implied:
+        _add_spent(state, charge, step.amount_nano, now_ms)
+        _add_spent(state, charge, -booked_nano, now_ms)
+    hold = state.holds[step.reservation_id]
+    if step.kind == "expire" and hold.forget_at_ms is not None:
+        hold.forget_at_ms = max(hold.forget_at_ms, _forget_at_ms(step.implied, True, now_ms))
+
+
+def _spent_in(state: OrgState, charge: Charge, now_ms: int) -> int:
+    span = parse_span(charge.window)
+    if not isinstance(span, RollingSpan):
+        return figures_of(state, charge.budget_id, span, now_ms).spent_nano
+    if ring_slot(charge.budget_id, span) not in state.rings:
+        return 0
+    return ring_of(state, charge.budget_id, span, now_ms).buckets.get(span.bucket, 0)
 
 
 def _resize(state: OrgState, step: FoldStep, hold: Hold, now_ms: int) -> None:
     for charge in hold.charges:
         add_held(state, charge, -hold.amount_nano, now_ms)
+    for charge in step.charges:
         add_held(state, charge, step.amount_nano, now_ms)
+    hold.charges = step.charges
     hold.amount_nano, hold.context, hold.resized_at_ms = step.amount_nano, step.context, step.time_ms
     if state.due[step.reservation_id] == hold.expires_at_ms:  # else a reaper has it
         hold.expires_at_ms = state.due[step.reservation_id] = step.expires_at_ms
@@ -204,7 +281,7 @@ def _forget_at_ms(charges: Sequence[Charge], may_end_again: bool, now_ms: int) -
     One that a reaper has had may have a second ending on its way, by however slow a road. It is remembered for as long
     as that could change any figure, or an outbox that comes back after a day would count the call twice.
     """
-    counts_until = [counts_until_ms(parse_span(each.window)) for each in charges] if may_end_again else []
+    counts_until = [counts_until_ms(parse_span(each.window), now_ms) for each in charges] if may_end_again else []
     return max([now_ms + TOMBSTONE_MS, *counts_until])
 
 
@@ -212,9 +289,10 @@ def _add_spent(state: OrgState, charge: Charge, delta_nano: int, now_ms: int) ->
     span = parse_span(charge.window)
     if delta_nano == 0 or is_forgotten(span, now_ms):
         return
-    if isinstance(span, CalendarSpan):
-        window = state.windows.setdefault(window_slot(charge.budget_id, span), Figures())
-        window.spent_nano = plus(window.spent_nano, delta_nano)
+    if not isinstance(span, RollingSpan):
+        figures = figures_of(state, charge.budget_id, span, now_ms)
+        figures.spent_nano = plus(figures.spent_nano, delta_nano)
+        put(state, charge.budget_id, span, figures, now_ms)
         return
     ring = ring_of(state, charge.budget_id, span, now_ms)
     if span.bucket >= ring.low:

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from services.core.budgets import Charge, Proposal, Standing
-from services.core.windows import CalendarSpan, RollingSpan, Span, resets_at_ms
+from services.core.windows import CalendarSpan, LifetimeSpan, RollingSpan, SessionSpan, Span, resets_at_ms
 
 HoldPhase = Literal["held", "settled", "expired"]
 
 # A window's figures outlive its end by this much, so that calls admitted in its last moment still settle into it.
 WINDOW_GRACE_MS: Final = 24 * 3_600_000
+# A session's figures go this long after they last changed, if they hold nothing: a session that is taken up again
+# later starts anew.
+SESSION_IDLE_MS: Final = 30 * 86_400_000
 # A hold that ended in time is remembered this long, so that a late reservation or a repeated settlement finds it ended.
 TOMBSTONE_MS: Final = 3_600_000
 # An expired hold handed to one reaper is handed to another only after this long without its expiry being folded.
@@ -25,7 +28,8 @@ CLOCK_MARGIN_MS: Final = 60_000
 # Figures are 64-bit integers. What would pass them stays at the bound, where every budget is full: the safe side.
 MAX_FIGURE: Final = 2**63 - 1
 # An expiry is published by a producer of its own, this prefix and the reservation's id, with the one sequence 1. No
-# sequence is kept of such producers (they would grow for ever): a hold ends once, whoever repeats it.
+# sequence is kept of such producers (they would grow for ever): a hold ends once, whoever repeats it. Settlements of
+# parts, and those by the reservation API, have such producers, too.
 EXPIRY_PRODUCER: Final = "expiry:"
 
 WindowSlot = tuple[str, str]
@@ -36,9 +40,9 @@ RingSlot = tuple[str, int, int]
 class Hold:
     """A reservation's hold. `booked_nano` is what it has put into `spent` so far (0 while held).
 
-    An ended hold keeps all but its context until `forget_at_ms`, so that its reservation id is answered as it was.
-    `resized_at_ms` is when its amount was last changed, 0 when it never was: what the log tells of an earlier change is
-    then known to be past.
+    An ended hold keeps all but its context until `forget_at_ms`, so that its reservation id is answered as it was; its
+    `charges` are then those that were booked. `resized_at_ms` is when it was last changed, 0 when it never was: what
+    the log tells of an earlier change is then known to be past. `option` is the one it was admitted by.
     """
 
     amount_nano: int
@@ -50,14 +54,20 @@ class Hold:
     admitted_at_ms: int = 0
     forget_at_ms: int | None = None
     resized_at_ms: int = 0
+    option: int = 0
 
 
 @dataclass(slots=True)
 class Figures:
-    """A calendar window's figures."""
+    """The figures of a window that is no ring.
+
+    `forget_at_ms` is when a session's are forgotten: it moves on with each change, and is None while the session holds
+    anything, so that what is held is never forgotten. None for all others.
+    """
 
     spent_nano: int = 0
     held_nano: int = 0
+    forget_at_ms: int | None = None
 
 
 @dataclass(slots=True)
@@ -90,7 +100,9 @@ class Ring:
 class OrgState:
     """Everything the hot state knows of one org. `epoch` None means cold: the figures below can't be trusted.
 
-    `loaded_at_ms` is when it was loaded with its epoch; None for a state that was made otherwise.
+    `loaded_at_ms` is when it was loaded with its epoch; None for a state that was made otherwise. `filled` and `marks`
+    are those of `Marks`. `crossed` are the percents already told of each budget's window or ring (`core.alerts`), until
+    `crossed_until_ms` where there is an end to it.
     """
 
     epoch: str | None = None
@@ -102,11 +114,30 @@ class OrgState:
     due: dict[str, int] = field(default_factory=dict)
     fences: dict[tuple[str, int], int] = field(default_factory=dict)
     producers: dict[tuple[str, int, str], int] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
+    marks: str = ""
+    crossed: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    crossed_until_ms: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOption:
+    """One way to make a call: what to hold, against what. `context` is opaque to the hot state."""
+
+    amount_nano: int
+    proposals: tuple[Proposal, ...]
+    context: str
 
 
 @dataclass(frozen=True, slots=True)
 class HoldRequest:
-    """Hold `amount_nano` against every proposal, all or none, for `hold_ms`. `context` is opaque to the hot state."""
+    """Hold `amount_nano` against every proposal, all or none, for `hold_ms`. `context` is opaque to the hot state.
+
+    A budget without room does as its proposal's `full_rule` says: ``block`` refuses; ``parent`` is left out, so that
+    its ancestors, which are among the proposals, pay; ``pass`` is charged all the same; ``downgrade`` refuses, too, but
+    when no other rule does, the `alternatives` are tried in order, each as a whole and by the same rules. No budget is
+    proposed twice in one option. A change of a hold (`resize`) knows no alternatives.
+    """
 
     org: str
     reservation_id: str
@@ -114,26 +145,37 @@ class HoldRequest:
     proposals: tuple[Proposal, ...]
     hold_ms: int
     context: str
+    alternatives: tuple[HoldOption, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Held. `charges` carry the windows as decided; `standings` include this hold."""
+    """Held, by the alternative of number `option` (0: as asked, 1: the first alternative).
+
+    `charges` carry the windows as decided; `standings` are those of the charges, in order, this hold included. What was
+    left out so that its parent pays is in the proposals and not in the charges.
+    """
 
     config_version: int
     now_ms: int
     charges: tuple[Charge, ...]
     standings: tuple[Standing, ...]
     expires_at_ms: int
+    option: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Nothing was held; `exhausted` are the budgets that lack room, tightest first."""
+    """Nothing was held; `exhausted` are the budgets that lack room for what was asked first, tightest first.
+
+    Those whose rule is ``parent`` or ``pass`` are not among them. `room_at_ms` is when all of them have room, if
+    nothing more is spent and what others hold comes free, which may be any time; None when waiting brings no room.
+    """
 
     config_version: int
     now_ms: int
     exhausted: tuple[Standing, ...]
+    room_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +198,14 @@ ReserveAnswer = Admitted | Refused | StaleWindow | Cold
 class FoldStep:
     """One event as the fold sees it: what it does to a hold, and its place in the log and in its producer's order.
 
-    ``settle``: hold out, `amount_nano` spent, less what an expiry had booked. ``expire``: hold out, `amount_nano`
-    booked, unless the hold has ended. ``restore``: a reservation whose hold is unknown comes back (after a rebuild, or
-    when the server lost its last writes), expiring at `expires_at_ms`; unless it was admitted at a `time_ms` since
-    when its hold may have ended in this state and been forgotten. ``resize``: an open hold gets another amount and
-    time, unless a later change has come first.
+    ``settle``: hold out, `amount_nano` spent against `charges`, and what an expiry had booked taken back from where it
+    was booked. ``expire``: hold out, `amount_nano` booked, unless the hold has ended. ``restore``: a reservation whose
+    hold is unknown comes back (after a rebuild, or when the server lost its last writes), expiring at `expires_at_ms`;
+    unless it was admitted at a `time_ms` since when its hold may have ended in this state and been forgotten.
+    ``resize``: an open hold gets another amount, time and charges, unless a later change has come first.
+
+    `implied` are charges that an ending does not carry because its call was admitted before their budgets were made
+    (`core.backfill`): they are spent like the others. All endings of a call imply the same.
     """
 
     kind: Literal["settle", "expire", "restore", "resize"]
@@ -173,6 +218,7 @@ class FoldStep:
     context: str = ""
     expires_at_ms: int = 0
     time_ms: int = 0
+    implied: tuple[Charge, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +229,43 @@ class Applied:
     duplicates: int
 
 
-ApplyAnswer = Applied | Cold
+@dataclass(frozen=True, slots=True)
+class Outdated:
+    """The caller does not know which budgets are backfilled: nothing was folded. Read the marks again, and repeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The org's fence stands lower than the caller has seen it: the server has lost writes, and nothing was folded."""
+
+
+ApplyAnswer = Applied | Cold | Outdated | Behind
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Which budgets of an org are backfilled, each with the `Budget.since_version` that it was backfilled for.
+
+    `token` is another one after every change, and empty while nothing is marked. `fences` are the org's own.
+    """
+
+    token: str
+    filled: Mapping[str, int]
+    fences: Mapping[tuple[str, int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """All that the windows of some budgets have spent, as of the org's `fences`, keyed by (budget id, window key).
+
+    `filled` are the marks to set, `token` their new token; `gone` are the marks of budgets that are no more.
+    """
+
+    fences: Mapping[tuple[str, int], int]
+    spent_nano: Mapping[tuple[str, str], int]
+    filled: Mapping[str, int]
+    token: str
+    gone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +284,14 @@ class OrgImage:
     """A complete org state as rebuilt from ledger and log, to be loaded in one step together with a new epoch.
 
     `spent_nano` is keyed by (budget id, window key); `holds` by reservation id; `fences` and `producers` by
-    (topic, partition) and (topic, partition, producer).
+    (topic, partition) and (topic, partition, producer). `filled` are the marks of what is backfilled in it (`Marks`).
     """
 
     spent_nano: Mapping[tuple[str, str], int]
     holds: Mapping[str, Hold]
     fences: Mapping[tuple[str, int], int]
     producers: Mapping[tuple[str, int, str], int]
+    filled: Mapping[str, int] = field(default_factory=dict)
 
 
 def plus(figure: int, delta_nano: int) -> int:
@@ -219,8 +302,8 @@ def plus(figure: int, delta_nano: int) -> int:
     return total if total >= -MAX_FIGURE - 1 else figure
 
 
-def window_slot(budget_id: str, span: CalendarSpan) -> WindowSlot:
-    """Key of a calendar window's figures in `OrgState.windows`: the budget and the span's `key()`."""
+def window_slot(budget_id: str, span: CalendarSpan | SessionSpan | LifetimeSpan) -> WindowSlot:
+    """Key of a window's figures in `OrgState.windows`: the budget and the span's `key()`."""
     return budget_id, span.key()
 
 
@@ -236,9 +319,12 @@ def ring_low(span: RollingSpan, now_ms: int) -> int:
 
 def is_forgotten(span: Span, now_ms: int) -> bool:
     """Whether a calendar window is so long past that the hot state has let it go (rings let go bucket by bucket)."""
-    return isinstance(span, CalendarSpan) and now_ms >= counts_until_ms(span)
+    return isinstance(span, CalendarSpan) and now_ms >= counts_until_ms(span, now_ms)
 
 
-def counts_until_ms(span: Span) -> int:
-    """When a charge in this span can no longer change any figure of `spent`."""
-    return span.end_ms + WINDOW_GRACE_MS if isinstance(span, CalendarSpan) else resets_at_ms(span)
+def counts_until_ms(span: Span, now_ms: int) -> int:
+    """When a charge in this span can no longer change any figure of `spent`; for spans without an end, long enough."""
+    if isinstance(span, CalendarSpan):
+        return span.end_ms + WINDOW_GRACE_MS
+    until_ms = resets_at_ms(span)
+    return now_ms + SESSION_IDLE_MS if until_ms is None else until_ms

@@ -69,9 +69,14 @@ def hash_key(key: str, pepper: bytes) -> str:
     return hmac.new(pepper, key.encode(), hashlib.sha256).hexdigest()
 
 
+def is_name(text: str) -> bool:
+    """Whether `text` can name a team, agent, session or the like."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_name(field: str, text: str) -> str:
     """`text` when it can name a team, agent, session or the like; raises `IdentityError` naming `field` otherwise."""
-    if _NAME.fullmatch(text) is None:
+    if not is_name(text):
         raise IdentityError(
             field, f"{field} must be 1 to 128 letters, digits or any of . _ : @ / + -, starting with a letter or digit"
         )

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, cast
 
-from services.core.budgets import Charge, EstimateMode
+from services.core.budgets import Charge
 from services.core.codec import decode_facts, encode_facts
+from services.core.estimate import HoldMode
 from services.core.events import Attempt, CallFacts
 from services.core.pricing import Price, Tier, Variant
 
@@ -64,7 +65,7 @@ class Job:
     the route of an OpenAI batch's lines. `context` is the price context its request decided. `by_own_key`: it was
     submitted with its caller's own vendor key, which is not kept, so only that caller can ask for it. `tries` counts
     the times that its results could not be had; `gone` those of them when the vendor knew nothing of it, which counts
-    again from `gone_from_ms` on.
+    again from `gone_from_ms` on. `parent_charged` and `admitted_at_ms` are those of its settlement.
     """
 
     org: str
@@ -81,7 +82,7 @@ class Job:
     charges: tuple[Charge, ...]
     held_nano: int
     bound_nano: int
-    estimate_mode: EstimateMode
+    estimate_mode: HoldMode
     context: Mapping[str, str]
     parts: tuple[JobPart, ...]
     http_status: int
@@ -93,6 +94,8 @@ class Job:
     tries: int = 0
     gone: int = 0
     gone_from_ms: int = 0
+    parent_charged: tuple[str, ...] = ()
+    admitted_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ def encode_job(job: Job) -> bytes:
         **{name: getattr(job, name) for name in (*_PLAIN, *_LATER)},
         "facts": encode_facts(job.facts),
         "charges": [[each.budget_id, each.scope, each.window] for each in job.charges],
+        "parent_charged": list(job.parent_charged),
         "context": dict(job.context),
         "latency_us": dict(job.latency_us),
         "attempts": [asdict(each) for each in job.attempts],
@@ -153,6 +157,7 @@ def decode_job(body: bytes) -> Job:
             **{name: fields.get(name, 0) for name in _LATER},
             "facts": decode_facts(fields["facts"]),
             "charges": tuple(Charge(*each) for each in fields["charges"]),
+            "parent_charged": tuple(fields.get("parent_charged", ())),
             "context": fields["context"],
             "latency_us": fields["latency_us"],
             "attempts": tuple(Attempt(**each) for each in fields["attempts"]),
@@ -168,7 +173,7 @@ _PLAIN: Final = (
     "bound_nano", "estimate_mode", "http_status", "trace", "by_own_key", "gives_up_at_ms", "tries",
 )  # fmt: skip
 # Counts that records of earlier gateways do not have.
-_LATER: Final = ("gone", "gone_from_ms")
+_LATER: Final = ("gone", "gone_from_ms", "admitted_at_ms")
 
 
 def _part_fields(part: JobPart) -> dict[str, object]:

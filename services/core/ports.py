@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from services.core.backfill import CallQuery, CallSum
 from services.core.budgets import Proposal, Standing
-from services.core.hotstate import ApplyAnswer, DueHold, FoldStep, HoldRequest, OrgImage, ReserveAnswer
+from services.core.hotstate import ApplyAnswer, Backfill, DueHold, FoldStep, HoldRequest, Marks, OrgImage, ReserveAnswer
 from services.core.identity import KeyRecord
 
 
@@ -121,10 +122,14 @@ class EventLog(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What a gateway polls to notice changes: `generation` grows with every publication; None: the state is bare."""
+    """What a gateway polls to notice changes: `generation` grows with every publication; None: the state is bare.
+
+    `control_seen_ms` is when control last said that all it has is published; None when it never did.
+    """
 
     generation: int | None
     now_ms: int
+    control_seen_ms: int | None = None
 
 
 class HotState(Protocol):
@@ -139,8 +144,34 @@ class HotState(Protocol):
     async def release(self, org: str, reservation_id: str) -> bool:
         """`core.reserve.release`, atomically."""
 
-    async def apply(self, org: str, place: TopicPartition, steps: Sequence[FoldStep], next_offset: int) -> ApplyAnswer:
+    async def apply(
+        self,
+        org: str,
+        place: TopicPartition,
+        steps: Sequence[FoldStep],
+        next_offset: int,
+        marks: str | None = None,
+        above: int = 0,
+    ) -> ApplyAnswer:
         """`core.fold.apply`, atomically."""
+
+    async def marks(self, org: str, places: Sequence[TopicPartition]) -> Marks:
+        """Which budgets are backfilled, and the org's own fences of these partitions, as of one instant."""
+
+    async def filled(self, org: str) -> Mapping[str, int]:
+        """The budgets that are backfilled: the `since_version` of each by id. One with a lower one, or none, is not."""
+
+    async def backfill(self, org: str, fill: Backfill) -> bool:
+        """`core.fold.backfill`, atomically."""
+
+    async def crossed(self, org: str, slots: Sequence[tuple[str, str]]) -> Sequence[frozenset[int]]:
+        """The thresholds, in percent, that have been told of for each slot (`core.alerts.slot_of`)."""
+
+    async def set_crossed(
+        self, org: str, slot: tuple[str, str], percents: Sequence[int], forget_at_ms: int | None
+    ) -> None:
+        """Keeps the thresholds that have been told of for a slot, none for one that is armed anew. They are forgotten
+        at an instant of the hot state's clock; None: never."""
 
     async def claim_due(self, org: str, limit: int) -> tuple[DueHold, ...]:
         """`core.reserve.claim_due`, atomically."""
@@ -160,8 +191,17 @@ class HotState(Protocol):
     async def fold_fences(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
         """Next offset of the whole partition, for the gap check; None where none is known."""
 
-    async def move_fold_fence(self, place: TopicPartition, next_offset: int) -> None:
-        """Moves a partition's fence forward (never back)."""
+    async def move_fold_fence(
+        self, place: TopicPartition, next_offset: int, above: int = 0, orgs: Sequence[str] = ()
+    ) -> bool:
+        """Moves a partition's fence forward (never back); false when it stands below `above`, and stays there.
+
+        So it does while the own fence of any of `orgs` that is warm stands below `next_offset`. A hot state that has
+        lost its last writes must not have them skipped. A fence that is missing is set.
+        """
+
+    async def org_fences(self, orgs: Sequence[str], place: TopicPartition) -> Mapping[str, int | None]:
+        """Where the own fence of each org stands in a partition, 0 where it has none; None for a cold org."""
 
     async def set_alarm(self, name: str, text: str) -> None:
         """Keeps a named alarm that operators see until it is cleared."""
@@ -217,7 +257,10 @@ class Directory(Protocol):
         """Publishes a price catalog; a version is never published with other bytes."""
 
     async def published_versions(self) -> Mapping[str, int]:
-        """The version last published of each org."""
+        """The version last published of each org; 0 of one that was, and is to be published again."""
+
+    async def beat(self) -> None:
+        """Says that control is there, and that all it has is published."""
 
 
 # ---- the vendors ----------------------------------------------------------------------------------------------------
@@ -304,10 +347,15 @@ class Outbox(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OutboxEvent:
-    """An event on its way into an outbox, with the trace headers it shall carry."""
+    """An event on its way into an outbox, with the trace headers it shall carry.
+
+    One that may be recorded twice, by whichever gateways, names a `producer` of its own: its sequence is 1, whoever
+    repeats it.
+    """
 
     event: object
     headers: tuple[tuple[str, bytes], ...] = ()
+    producer: str | None = None
 
 
 # ---- the ledger, as the aggregator needs it for a rebuild -----------------------------------------------------------
@@ -329,6 +377,9 @@ class LedgerView(Protocol):
 
     async def org_image(self, org: str) -> LedgerImage:
         """An org's spend by window, open holds and producers' sequences, as of `next_offsets`."""
+
+    async def call_sums(self, org: str, query: CallQuery) -> Sequence[CallSum]:
+        """What an org's ended calls did cost: of each call by its settlement, else by its expiry."""
 
 
 # ---- the ledger's tables --------------------------------------------------------------------------------------------

@@ -5,19 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from services.core.billing import METERED, ConnectionAuthMode
 from services.core.budgets import Budget
-from services.core.windows import CalendarWindow, RollingWindow, Window
+from services.core.windows import CalendarWindow, IntervalWindow, LifetimeWindow, RollingWindow, SessionWindow, Window
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How to reach a vendor for an org. `sealed_key` is the vendor key, AES-256-GCM under the org's own key (VA-1)."""
+    """How to reach a vendor for an org. `sealed_key` is the vendor key, AES-256-GCM under the org's own key (VA-1).
+
+    `auth_mode` says how its calls are paid for, but for those that bring a key of their own (BU-7).
+    """
 
     vendor: str
     dialect: str
     base_url: str
     sealed_key: str | None
     prices_as: str
+    auth_mode: ConnectionAuthMode = METERED
 
 
 UnknownModelPolicy = Literal["reject", "fallback_price", "allow_unpriced"]
@@ -45,7 +50,8 @@ class UnknownModels:
 class RouteRule:
     """How calls of a vendor's route are treated; `*` is any vendor or any route, and what is None is left as it is.
 
-    `budget_status` is the HTTP status of a budget's refusal; `fallbacks` are tried in order when the vendor fails.
+    `budget_status` is the HTTP status of a budget's refusal; `fallbacks` are tried in order when the vendor fails;
+    `fail_open` lets calls pass without a hold while the spend state is away (GW-9).
     """
 
     vendor: str = ANY
@@ -53,6 +59,7 @@ class RouteRule:
     budget_status: int | None = None
     timeout_ms: int | None = None
     fallbacks: tuple[Target, ...] | None = None
+    fail_open: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,7 @@ class Snapshot:
                         each.budget_status if found.budget_status is None else found.budget_status,
                         each.timeout_ms if found.timeout_ms is None else found.timeout_ms,
                         each.fallbacks if found.fallbacks is None else found.fallbacks,
+                        each.fail_open if found.fail_open is None else found.fail_open,
                     )
         return found
 
@@ -104,17 +112,7 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
             "catalog_version": snapshot.catalog_version,
             "hold_ms": snapshot.hold_ms,
             "book_expired": snapshot.book_expired,
-            "budgets": [
-                {
-                    "budget_id": each.budget_id,
-                    "scope_kind": each.scope_kind,
-                    "scope_value": each.scope_value,
-                    "window": _window_fields(each.window),
-                    "limit_nano": each.limit_nano,
-                    "estimate": each.estimate,
-                }
-                for each in snapshot.budgets
-            ],
+            "budgets": [_budget_fields(each) for each in snapshot.budgets],
             "connections": [
                 {
                     "vendor": each.vendor,
@@ -122,6 +120,7 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
                     "base_url": each.base_url,
                     "sealed_key": each.sealed_key,
                     "prices_as": each.prices_as,
+                    "auth_mode": each.auth_mode,
                 }
                 for each in snapshot.connections.values()
             ],
@@ -152,23 +151,49 @@ def decode_snapshot(value: bytes) -> Snapshot:
         catalog_version=fields["catalog_version"],
         hold_ms=fields["hold_ms"],
         book_expired=fields["book_expired"],
-        budgets=tuple(
-            Budget(
-                each["budget_id"],
-                each["scope_kind"],
-                each["scope_value"],
-                _window_of(each["window"]),
-                each["limit_nano"],
-                each.get("estimate", "strict"),
-            )
-            for each in fields["budgets"]
-        ),
+        budgets=tuple(_budget_of(each) for each in fields["budgets"]),
         connections={each["vendor"]: _connection_of(each) for each in fields["connections"]},
         # A control of an earlier release does not write these.
         overrides=_overrides_of(fields.get("overrides")),
         unknown_models=_unknown_models_of(fields.get("unknown_models")),
         allow_unpriced_routes=fields.get("allow_unpriced_routes", False),
         rules=tuple(_rule_of(each) for each in fields.get("rules", ())),
+    )
+
+
+_PLAIN_BUDGET: Final = (
+    "expression", "parent_id", "child_mode", "enforcement", "when_full", "downgrade_to", "extend", "since_version",
+    "is_cap", "ends_at_ms",
+)  # fmt: skip
+
+
+def _budget_fields(budget: Budget) -> dict[str, Any]:
+    return {
+        "budget_id": budget.budget_id,
+        "scope_kind": budget.scope_kind,
+        "scope_value": budget.scope_value,
+        "window": _window_fields(budget.window),
+        "limit_nano": budget.limit_nano,
+        "estimate": budget.estimate,
+        "thresholds": list(budget.thresholds),
+        "covers": list(budget.covers),
+        **{name: getattr(budget, name) for name in _PLAIN_BUDGET},
+    }
+
+
+def _budget_of(fields: Mapping[str, Any]) -> Budget:
+    # A control of an earlier release writes fewer of these; the budget's defaults are what it meant.
+    later = {name: fields[name] for name in ("estimate", *_PLAIN_BUDGET) if name in fields}
+    for name in ("thresholds", "covers"):
+        if name in fields:
+            later[name] = tuple(fields[name])
+    return Budget(
+        fields["budget_id"],
+        fields["scope_kind"],
+        fields["scope_value"],
+        _window_of(fields["window"]),
+        fields["limit_nano"],
+        **later,
     )
 
 
@@ -187,13 +212,21 @@ def _rule_fields(rule: RouteRule) -> dict[str, Any]:
         "budget_status": rule.budget_status,
         "timeout_ms": rule.timeout_ms,
         "fallbacks": None if rule.fallbacks is None else [_target_fields(each) for each in rule.fallbacks],
+        "fail_open": rule.fail_open,
     }
 
 
 def _rule_of(fields: Mapping[str, Any]) -> RouteRule:
     targets: Sequence[Mapping[str, str]] | None = fields["fallbacks"]
     fallbacks = None if targets is None else tuple(Target(each["vendor"], each["model"]) for each in targets)
-    return RouteRule(fields["vendor"], fields["route"], fields["budget_status"], fields["timeout_ms"], fallbacks)
+    return RouteRule(
+        fields["vendor"],
+        fields["route"],
+        fields["budget_status"],
+        fields["timeout_ms"],
+        fallbacks,
+        fields.get("fail_open"),  # a control of an earlier release does not write it
+    )
 
 
 def _overrides_of(fields: Mapping[str, Any] | None) -> Overrides | None:
@@ -206,17 +239,47 @@ def _unknown_models_of(fields: Mapping[str, Any] | None) -> UnknownModels:
 
 def _connection_of(fields: dict[str, Any]) -> Connection:
     return Connection(
-        fields["vendor"], fields["dialect"], fields["base_url"], fields["sealed_key"], fields["prices_as"]
+        fields["vendor"],
+        fields["dialect"],
+        fields["base_url"],
+        fields["sealed_key"],
+        fields["prices_as"],
+        fields.get("auth_mode", METERED),  # a control of an earlier release does not write it
     )
 
 
 def _window_fields(window: Window) -> dict[str, Any]:
-    if isinstance(window, CalendarWindow):
-        return {"unit": window.unit, "zone": window.zone}
-    return {"length_ms": window.length_ms}
+    match window:
+        case CalendarWindow():
+            return {
+                "unit": window.unit,
+                "zone": window.zone,
+                "week_start": window.week_start,
+                "anchor_day": window.anchor_day,
+                "anchor_month": window.anchor_month,
+            }
+        case RollingWindow():
+            return {"length_ms": window.length_ms}
+        case IntervalWindow():
+            return {"every_ms": window.length_ms, "anchor_ms": window.anchor_ms}
+        case SessionWindow():
+            return {"of": "session"}
+        case LifetimeWindow():
+            return {"of": "lifetime"}
 
 
 def _window_of(fields: dict[str, Any]) -> Window:
-    return (
-        RollingWindow(fields["length_ms"]) if "length_ms" in fields else CalendarWindow(fields["unit"], fields["zone"])
+    if "length_ms" in fields:
+        return RollingWindow(fields["length_ms"])
+    if "every_ms" in fields:
+        return IntervalWindow(fields["every_ms"], fields["anchor_ms"])
+    if "of" in fields:
+        return SessionWindow() if fields["of"] == "session" else LifetimeWindow()
+    return CalendarWindow(
+        fields["unit"],
+        fields["zone"],
+        # A control of an earlier release does not write these.
+        fields.get("week_start", 0),
+        fields.get("anchor_day", 1),
+        fields.get("anchor_month", 1),
     )

@@ -17,7 +17,7 @@ from services.core.fold import apply, load, step_of
 from services.core.hotstate import EXPIRY_PRODUCER, OrgState
 from services.core.identity import Identity
 from services.core.ports import Incoming, Outgoing
-from services.core.windows import CalendarWindow, RollingWindow, Window, span_at
+from services.core.windows import CalendarWindow, LifetimeWindow, RollingWindow, SessionWindow, Window, span_at
 from services.ledger.image import image_fields, org_image
 from tests.support.ledger import Rig, new_log, now_ms
 from tests.support.memory_log import MemoryLog
@@ -29,7 +29,11 @@ WINDOWS: tuple[Window, ...] = (
     CalendarWindow("month", "UTC"),
     RollingWindow(HOUR_MS),
     RollingWindow(30 * 24 * HOUR_MS),
+    CalendarWindow("year", "UTC"),
+    SessionWindow(),
+    LifetimeWindow(),
 )
+ENDED = 6  # as many of them have an end
 AGES_MS = (0, 5 * 60_000, 3 * HOUR_MS, 30 * HOUR_MS, 40 * 24 * HOUR_MS)
 
 _orgs = itertools.count(1)
@@ -55,13 +59,13 @@ steps = st.builds(
 )
 
 
-def charges_of(call: int, now: int) -> tuple[Charge, ...]:
-    """Each call was admitted at an age of its own and falls under some of the budgets."""
+def charges_of(call: int, now: int, change: int = 0) -> tuple[Charge, ...]:
+    """Each call was admitted at an age of its own and falls under some of the budgets; under others when it changes."""
     admitted_ms = now - AGES_MS[call % len(AGES_MS)]
     return tuple(
-        Charge(f"bud_{number}", f"team:t{number}", span_at(window, admitted_ms).key())
+        Charge(f"bud_{number}", f"team:t{number}", span_at(window, admitted_ms, f"run:{call % 2}").key())
         for number, window in enumerate(WINDOWS)
-        if (call + number) % 3
+        if (call + number + change) % 3 and (number < ENDED or call % 4)
     )
 
 
@@ -75,7 +79,8 @@ def messages_of(org: str, history: Sequence[Step], now: int) -> list[Outgoing]:
         name = f"txn_{org}_{step.call}"
         # All on one day, however old the call: an insert a topic is enough.
         head: tuple[str, int, CallFacts] = (name, now - now % (24 * HOUR_MS), facts)
-        charges = charges_of(step.call, now)
+        # What an event says it is charged to is what counts, whatever others of the call have said.
+        charges = charges_of(step.call, now, step.amount_nano % 3 if step.kind != "reserve" else 0)
         if step.kind == "resize" and step.call not in reserved:
             continue  # whoever changes a hold has published its reservation, in the same partition
         if step.kind == "again":

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from services.core.components import COMPONENTS, FLAT, MODAL_TRAITS, PARTS, TREES
-from services.core.estimate import Demand, UnpricedComponentError, strict_bound
+from services.core.estimate import Demand, UnpricedComponentError, most_nano, most_tokens, strict_bound
 from services.core.pricing import Price, Tier, Variant, price_usage, rates_for, unpriced_counts
 
 # Rates beside half a nano-dollar a unit are where rounding could get past the bound.
@@ -88,6 +88,27 @@ def test_no_usage_within_the_demand_costs_more(data: st.DataObject) -> None:
     context = data.draw(st.sampled_from(demand.contexts))
     assert sum(each.cost_nano for each in price_usage(price, usage, context)) <= bound.amount_nano
     assert bound.input_tokens >= demand.input_tokens
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_a_call_that_has_written_so_much_has_cost_no_more_than_that_much_is_held_at(data: st.DataObject) -> None:
+    """For a part of the output; and what an amount is enough for never costs more than it."""
+    price, demand = data.draw(prices()), data.draw(demands())
+    try:
+        bound = strict_bound(price, demand)
+    except UnpricedComponentError:
+        assume(False)
+    written = data.draw(st.integers(0, bound.output_tokens))
+    usage = data.draw(usages(demand, bound.input_tokens, written))
+    context = data.draw(st.sampled_from(demand.contexts))
+    held_nano = most_nano(price, demand, written)
+    assert sum(each.cost_nano for each in price_usage(price, usage, context)) <= held_nano <= bound.amount_nano
+    assert most_nano(price, demand, bound.output_tokens) == bound.amount_nano
+    amount_nano = data.draw(st.integers(0, bound.amount_nano) | st.just(held_nano))
+    enough = most_tokens(price, demand, bound, amount_nano)
+    assert 0 <= enough <= bound.output_tokens
+    assert enough == 0 or most_nano(price, demand, enough) <= amount_nano
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,47 +1,43 @@
-"""Budgets: which ones a call falls under, and where they stand."""
+"""Budgets: where they stand, and what they do when they are full. Which ones a call falls under: test_matching.py."""
 
-from services.core.budgets import Budget, BudgetIndex, Charge, Proposal, Standing, propose, standing, tightest
-from services.core.identity import Identity
-from services.core.windows import CalendarSpan, CalendarWindow, RollingSpan, RollingWindow
+import pytest
+
+from services.core.budgets import Budget, Charge, FullRule, Proposal, Standing, propose, standing, tightest
+from services.core.windows import CalendarSpan, CalendarWindow, LifetimeWindow, RollingSpan, RollingWindow
 
 DAY = CalendarWindow("day", "UTC")
 HOUR = RollingWindow(3_600_000)
-BUDGETS = (
-    Budget("bud_agent", "agent", "crawler", DAY, 1),
-    Budget("bud_team_day", "team", "ml", DAY, 2),
-    Budget("bud_org", "org", "acme", DAY, 3),
-    Budget("bud_team_hour", "team", "ml", HOUR, 4),
-    Budget("bud_other_team", "team", "web", DAY, 5),
-    Budget("bud_other_org", "org", "other", DAY, 6),
-)
-
-
-def names(identity: Identity) -> list[str]:
-    return [budget.budget_id for budget in BudgetIndex(BUDGETS).matching(identity)]
-
-
-def test_a_call_falls_under_every_budget_of_its_org_team_and_agent_widest_first() -> None:
-    identity = Identity(org="acme", key_id="key_1", team="ml", agent="crawler")
-    assert names(identity) == ["bud_org", "bud_team_day", "bud_team_hour", "bud_agent"]
-
-
-def test_an_open_dimension_matches_nothing() -> None:
-    assert names(Identity(org="acme", key_id="key_1")) == ["bud_org"]
-    assert names(Identity(org="acme", key_id="key_1", agent="crawler")) == ["bud_org", "bud_agent"]
-    assert names(Identity(org="nowhere", key_id="key_1", team="none", agent="none")) == []
-
-
-def test_a_team_and_an_agent_of_one_name_are_told_apart() -> None:
-    index = BudgetIndex([Budget("bud_1", "team", "same", DAY, 1), Budget("bud_2", "agent", "same", DAY, 1)])
-    assert [each.budget_id for each in index.matching(Identity("acme", "key_1", agent="same"))] == ["bud_2"]
 
 
 def test_proposals_are_for_the_spans_that_hold_the_instant() -> None:
     day_ms = 86_400_000
-    first, second = propose([BUDGETS[1], BUDGETS[3]], 10 * day_ms + 61_000)
+    budgets = (Budget("bud_team_day", "team", "ml", DAY, 2), Budget("bud_team_hour", "team", "ml", HOUR, 4))
+    first, second = propose(budgets, 10 * day_ms + 61_000)
     assert first == Proposal("bud_team_day", "team:ml", CalendarSpan(10 * day_ms, 11 * day_ms), 2)
     assert second.span == RollingSpan(60_000, 60, 10 * 1440 + 1)
     assert second.charge() == Charge("bud_team_hour", "team:ml", "r:60000:60:14401")
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({}, "block"),
+        ({"when_full": "downgrade"}, "downgrade"),
+        ({"when_full": "alert"}, "pass"),
+        ({"enforcement": "monitor"}, "pass"),
+        ({"enforcement": "monitor", "when_full": "downgrade"}, "pass"),
+        ({"child_mode": "fallback"}, "block"),
+        ({"parent_id": "bud_p"}, "block"),
+        ({"parent_id": "bud_p", "child_mode": "fallback"}, "parent"),
+        ({"parent_id": "bud_p", "child_mode": "fallback", "when_full": "downgrade"}, "parent"),
+        ({"parent_id": "bud_p", "child_mode": "fallback", "enforcement": "monitor"}, "pass"),
+        ({"parent_id": "bud_p", "when_full": "downgrade"}, "downgrade"),
+    ],
+)
+def test_what_a_full_budget_does_is_its_own_to_say(changes: dict[str, str], rule: FullRule) -> None:
+    budget = Budget("bud_1", "org", "acme", LifetimeWindow(), 1, **changes)  # type: ignore[arg-type]
+    assert budget.full_rule == rule
+    assert propose([budget], 0)[0].full_rule == rule
 
 
 def test_what_remains_is_the_limit_less_spent_and_held() -> None:

@@ -106,7 +106,8 @@ def paths_into(fields: object, path: tuple[str | int, ...] = ()) -> list[tuple[s
     return found
 
 
-ALL_PATHS = [(kind, path) for kind in STAMPED for path in paths_into(fields_of(kind))]
+# The billing class is for others to read: it follows from what is beside it.
+ALL_PATHS = [(kind, path) for kind in STAMPED for path in paths_into(fields_of(kind)) if path != ("billing_class",)]
 
 
 def at(fields: Any, path: tuple[str | int, ...]) -> Any:
@@ -116,7 +117,10 @@ def at(fields: Any, path: tuple[str | int, ...]) -> Any:
 
 
 # What a later release has added may be missing.
-ADDED = ("estimate_mode", "price_context", "unpriced", "attempts")
+ADDED = (
+    *("estimate_mode", "price_context", "unpriced", "attempts"),
+    *("flags", "parent_charged", "would_block", "admitted_at"),
+)
 FIRST_PATHS = [(kind, path) for kind, path in ALL_PATHS if len(path) > 1 or path[0] not in ADDED]
 
 

@@ -8,8 +8,11 @@ from services.core.estimate import (
     UnboundedError,
     UnpricedComponentError,
     fill_in_usage,
+    most_nano,
+    most_tokens,
     strict_bound,
     within_bound,
+    writes_text_only,
 )
 from services.core.pricing import Price, Tier, Variant, price_usage
 
@@ -24,6 +27,62 @@ def test_a_whole_price_is_bounded_exactly() -> None:
     bound = strict_bound(SANDBOX_SMALL, Demand(100, 10, choices=2))
     assert bound == Bound(100, 20, 100 * 150 + 20 * 600)
     assert cost(SANDBOX_SMALL, {"input_tokens": 100, "output_tokens": 20}) == bound.amount_nano
+
+
+def test_a_part_of_the_output_costs_that_part_and_all_of_the_rest() -> None:
+    demand = Demand(100, None, choices=2)
+    bound = strict_bound(SANDBOX_SMALL, demand)
+    assert [most_nano(SANDBOX_SMALL, demand, tokens) for tokens in (0, 10, 8192)] == [15_000, 21_000, bound.amount_nano]
+    enough = [
+        most_tokens(SANDBOX_SMALL, demand, bound, nano) for nano in (0, 15_000, 21_000, 21_599, bound.amount_nano)
+    ]
+    assert enough == [0, 0, 10, 10, 8192]
+
+
+def test_of_rates_in_reach_the_one_that_is_dearest_for_so_much_output_counts() -> None:
+    price = Price(
+        {"input": 0, "output": 9_000_000},
+        (Tier(10, {"input": 1_000_000, "output": 8_000_000}),),
+        max_output_tokens=1_000,
+    )
+    demand = Demand(100, None)
+    assert [most_nano(price, demand, tokens) for tokens in (50, 100, 200)] == [500, 900, 1_800]
+    bound = strict_bound(price, demand)
+    for nano in range(0, 9_001, 100):
+        enough = most_tokens(price, demand, bound, nano)
+        assert enough == 0 or most_nano(price, demand, enough) <= nano
+        # Two prices meet here: between them some is left, never more than the larger of them is above the line.
+        assert most_nano(price, demand, enough + 1) > nano - 100
+
+
+@pytest.mark.parametrize(
+    ("price", "demand", "only"),
+    [
+        (SANDBOX_SMALL, Demand(1, None), True),
+        (SANDBOX_SMALL, Demand(1, None, parts=frozenset({"image_output"})), True),
+        (
+            SANDBOX_SMALL,
+            Demand(1, None, parts=frozenset({"image_output"}), required=frozenset({"image_output"})),
+            False,
+        ),
+        (
+            Price({"input": 1, "output": 1, "image_output": 1}),
+            Demand(1, None, parts=frozenset({"image_output"})),
+            False,
+        ),
+        (Price({"input": 1, "output": 1, "image_output": 1}), Demand(1, None), True),
+        (Price({"input": 1, "image_input": 1}), Demand(1, None, parts=frozenset({"image_input"})), True),
+        (
+            Price({"input": 1}, variants=(Variant({"speed": "fast"}, {"input": 1, "audio_output": 1}),)),
+            Demand(1, None, parts=frozenset({"audio_output"})),
+            False,
+        ),
+    ],
+)
+def test_text_alone_is_written_where_nothing_else_is_asked_for_and_priced(
+    price: Price, demand: Demand, only: bool
+) -> None:
+    assert writes_text_only(price, demand) is only
 
 
 def test_rounding_never_gets_past_the_bound() -> None:

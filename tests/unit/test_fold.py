@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -14,6 +15,7 @@ from services.core.fold import apply, forget, image_of, load, step_of
 from services.core.hotstate import (
     CLOCK_MARGIN_MS,
     MAX_FIGURE,
+    SESSION_IDLE_MS,
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
     Applied,
@@ -38,7 +40,10 @@ RING_SLOT = ("bud_ring", 1_000, 60)
 CHARGES = (DAY, RING)
 FACTS = CallFacts(Identity("acme", "key_1"), "openai", "chat", "m", "m", "exact", "v1", 1)
 
-Kind = Literal["settle", "expire", "restore"]
+SESSION = Charge("bud_session", "session:s1", "s:s1")
+EVER = Charge("bud_ever", "org:acme", "l")
+
+Kind = Literal["settle", "expire", "restore", "resize"]
 
 
 def step(kind: Kind, offset: int, amount_nano: int, name: str = "txn_1", producer: str = "gw_1", sequence: int = 0,
@@ -188,6 +193,70 @@ def test_any_order_ends_in_the_same_figures(order: list[FoldStep]) -> None:
         fold(state, each, partition=partition)
     assert spent(state) == (30 + 8 + 70,) * 2
     assert held(state) == (5, 5)
+
+
+def figures(state: OrgState) -> dict[tuple[str, ...], tuple[int, int]]:
+    """(spent, held) of every budget that has any."""
+    found: dict[tuple[str, ...], tuple[int, int]] = {
+        slot: (each.spent_nano, each.held_nano) for slot, each in state.windows.items()
+    }
+    found |= {(slot[0],): (ring.total_nano, ring.held_nano) for slot, ring in state.rings.items()}
+    return {slot: each for slot, each in found.items() if each != (0, 0)}
+
+
+@given(
+    order=st.permutations(
+        [step("restore", 0, 50, charges=(DAY, SESSION)), step("resize", 0, 70, charges=(RING, SESSION, EVER)),
+         step("expire", 0, 50, charges=(DAY, SESSION)), step("settle", 0, 30, charges=(RING, SESSION, EVER)),
+         step("restore", 0, 9, "txn_2", charges=(DAY,)), step("resize", 0, 8, "txn_2", charges=(EVER,)),
+         step("expire", 0, 8, "txn_2", charges=(EVER,))]
+    ),
+    claims=st.booleans(),
+)  # fmt: skip
+def test_charges_that_change_end_in_the_same_figures_in_any_order(order: list[FoldStep], claims: bool) -> None:
+    """P5: the settlement says where a call is spent, wherever it was held and booked before; nothing stays held."""
+    state = live()
+    for partition, each in enumerate(order):
+        fold(state, each, partition=partition)
+        if claims:
+            claim_due(state, NOW_MS + 5_000, 1)
+    assert figures(state) == {("bud_ring",): (30, 0), ("bud_session", "s:s1"): (30, 0), ("bud_ever", "l"): (38, 0)}
+    assert (state.due, state.windows["bud_session", "s:s1"].forget_at_ms) == ({}, NOW_MS + SESSION_IDLE_MS)
+
+
+def test_an_event_of_an_earlier_change_changes_nothing() -> None:
+    state = live()
+    later = replace(step("resize", 1, 70, charges=(EVER,)), time_ms=NOW_MS + 2)
+    earlier = replace(step("resize", 2, 60, charges=(RING,)), time_ms=NOW_MS + 1)
+    fold(state, step("restore", 0, 50), later, earlier)
+    assert figures(state) == {("bud_ever", "l"): (0, 70)}
+    assert state.holds["txn_1"].charges == (EVER,)
+
+
+def test_sessions_go_when_idle_and_lifetimes_stay() -> None:
+    state = live()
+    fold(state, step("settle", 0, 30, charges=(SESSION, EVER)))
+    later_ms = NOW_MS + SESSION_IDLE_MS - 1
+    fold(state, step("settle", 1, 5, "txn_2", charges=(SESSION,)), now_ms=later_ms)
+    forget(state, later_ms + SESSION_IDLE_MS - 1)
+    assert state.windows["bud_session", "s:s1"] == Figures(35, 0, later_ms + SESSION_IDLE_MS)
+    forget(state, later_ms + SESSION_IDLE_MS)
+    assert state.windows == {("bud_ever", "l"): Figures(30)}
+    fold(state, step("settle", 2, 7, "txn_3", charges=(SESSION,)), now_ms=later_ms + SESSION_IDLE_MS)
+    assert state.windows["bud_session", "s:s1"].spent_nano == 7
+
+
+def test_a_session_that_is_over_starts_anew_with_what_comes_late() -> None:
+    state = live()
+    fold(state, step("settle", 0, 30, charges=(SESSION,)))
+    fold(state, step("settle", 1, 7, "txn_2", charges=(SESSION,)), now_ms=NOW_MS + SESSION_IDLE_MS)
+    assert state.windows["bud_session", "s:s1"].spent_nano == 7
+
+
+def test_an_expiry_of_a_charge_without_an_end_is_remembered_as_long_as_a_session() -> None:
+    state = live()
+    fold(state, step("restore", 0, 50, charges=(EVER,)), step("expire", 1, 50, charges=(EVER,)))
+    assert state.holds["txn_1"].forget_at_ms == NOW_MS + SESSION_IDLE_MS
 
 
 def test_a_window_long_past_is_left_alone() -> None:

@@ -1,15 +1,18 @@
 """The reserve decision, in its pure form; ``tests/property/test_hot_state_twins.py`` holds the Lua scripts to it."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
-from services.core.budgets import Charge, Proposal
+from services.core.budgets import Charge, FullRule, Proposal
 from services.core.hotstate import (
     CLAIM_MS,
+    SESSION_IDLE_MS,
     Admitted,
     Cold,
     Figures,
+    HoldOption,
     HoldRequest,
     OrgState,
     Refused,
@@ -17,7 +20,7 @@ from services.core.hotstate import (
     StaleWindow,
 )
 from services.core.reserve import claim_due, peek, release, reserve
-from services.core.windows import CalendarSpan, RollingSpan
+from services.core.windows import CalendarSpan, LifetimeSpan, RollingSpan, SessionSpan, Span
 
 NOW_MS = 1_000_000
 WINDOW = CalendarSpan(900_000, 1_100_000)
@@ -28,12 +31,24 @@ def live(**parts: object) -> OrgState:
     return OrgState(epoch="e1", config_version=7, **parts)  # type: ignore[arg-type]
 
 
-def proposal(limit_nano: int, name: str = "bud_1", span: CalendarSpan | RollingSpan = WINDOW) -> Proposal:
-    return Proposal(name, "team:ml", span, limit_nano)
+def proposal(limit_nano: int, name: str = "bud_1", span: Span = WINDOW, rule: FullRule = "block") -> Proposal:
+    return Proposal(name, "team:ml", span, limit_nano, rule)
 
 
-def request(amount_nano: int, *proposals: Proposal, name: str = "txn_1", hold_ms: int = 5_000) -> HoldRequest:
-    return HoldRequest("acme", name, amount_nano, proposals, hold_ms, "{}")
+def request(
+    amount_nano: int,
+    *proposals: Proposal,
+    name: str = "txn_1",
+    hold_ms: int = 5_000,
+    alternatives: tuple[HoldOption, ...] = (),
+) -> HoldRequest:
+    return HoldRequest("acme", name, amount_nano, proposals, hold_ms, "{}", alternatives)
+
+
+def held(state: OrgState) -> dict[str, int]:
+    """What is held by budget, rings included."""
+    windows = {budget_id: figures.held_nano for (budget_id, _), figures in state.windows.items()}
+    return windows | {slot[0]: ring.held_nano for slot, ring in state.rings.items()}
 
 
 def test_a_cold_org_admits_nothing() -> None:
@@ -178,3 +193,151 @@ def test_a_peek_changes_nothing() -> None:
     assert standings is not None
     assert [(each.spent_nano, each.held_nano) for each in standings] == [(40, 5), (0, 0)]
     assert state == before
+
+
+def test_a_full_child_that_falls_back_is_left_out_and_its_parent_pays() -> None:
+    state = live()
+    asked = request(40, proposal(100), proposal(39, "bud_child", OTHER, "parent"))
+    answer = reserve(state, asked, NOW_MS)
+    assert isinstance(answer, Admitted)
+    assert [each.budget_id for each in answer.charges] == ["bud_1"]
+    assert [(each.budget_id, each.held_nano) for each in answer.standings] == [("bud_1", 40)]
+    assert held(state) == {"bud_1": 40}
+    assert reserve(state, asked, NOW_MS) == answer
+
+
+def test_a_full_parent_refuses_in_its_childs_place() -> None:
+    state = live()
+    answer = reserve(state, request(40, proposal(39), proposal(10, "bud_child", OTHER, "parent")), NOW_MS)
+    assert isinstance(answer, Refused)
+    assert [each.budget_id for each in answer.exhausted] == ["bud_1"]
+    assert held(state) == {}
+
+
+def test_a_budget_that_only_watches_is_charged_past_its_limit() -> None:
+    state = live()
+    answer = reserve(state, request(40, proposal(0, rule="pass"), proposal(40, "bud_2")), NOW_MS)
+    assert isinstance(answer, Admitted)
+    assert [each.remaining_nano for each in answer.standings] == [-40, 0]
+    assert held(state) == {"bud_1": 40, "bud_2": 40}
+
+
+def option(amount_nano: int, *proposals: Proposal) -> HoldOption:
+    return HoldOption(amount_nano, proposals, f"for {amount_nano}")
+
+
+def test_a_downgrade_holds_the_first_option_that_fits_as_a_whole() -> None:
+    state = live(windows={("bud_2", OTHER.key()): Figures(60)})
+    soft, hard = proposal(39, rule="downgrade"), proposal(100, "bud_2", OTHER)
+    options = option(41, soft), option(39, soft, hard, proposal(38, "bud_3")), option(38, soft, hard), option(1, soft)
+    answer = reserve(state, request(40, soft, hard, alternatives=options), NOW_MS)
+    assert isinstance(answer, Admitted)
+    assert answer.option == 3
+    assert [each.held_nano for each in answer.standings] == [38, 38]
+    assert held(state) == {"bud_1": 38, "bud_2": 38}
+    hold = state.holds["txn_1"]
+    assert (hold.amount_nano, hold.context, hold.option) == (38, "for 38", 3)
+    assert reserve(state, request(40, soft, hard, alternatives=options), NOW_MS + 1) == replace(
+        answer, now_ms=NOW_MS + 1
+    )
+
+
+def test_a_budget_that_blocks_is_not_got_around_by_a_downgrade() -> None:
+    asked = (proposal(39, rule="downgrade"), proposal(39, "bud_2"))
+    answer = reserve(live(), request(40, *asked, alternatives=(option(1),)), NOW_MS)
+    assert isinstance(answer, Refused)
+    assert [each.budget_id for each in answer.exhausted] == ["bud_1", "bud_2"]
+
+
+def test_a_refusal_is_about_what_was_asked_for_first() -> None:
+    options = option(30, proposal(20, "bud_9")), option(20, proposal(10, rule="downgrade"))
+    asked = (proposal(39, rule="downgrade"), proposal(0, "bud_2", rule="pass"), proposal(0, "bud_3", rule="parent"))
+    state = live()
+    answer = reserve(state, request(40, *asked, alternatives=options), NOW_MS)
+    assert isinstance(answer, Refused)
+    assert [(each.budget_id, each.remaining_nano) for each in answer.exhausted] == [("bud_1", 39)]
+    assert held(state) == {}
+
+
+def test_an_option_that_is_not_needed_must_be_current_all_the_same() -> None:
+    late = option(1, proposal(100, span=CalendarSpan(0, NOW_MS)))
+    assert isinstance(reserve(live(), request(1, proposal(100), alternatives=(late,)), NOW_MS), StaleWindow)
+
+
+def test_a_session_is_forgotten_when_it_was_idle_for_long_but_never_while_it_holds() -> None:
+    state = live()
+    asked = proposal(100, span=SessionSpan("s1"))
+    slot = ("bud_1", "s:s1")
+    assert isinstance(reserve(state, request(60, asked), NOW_MS), Admitted)
+    long_ms = NOW_MS + 2 * SESSION_IDLE_MS
+    assert isinstance(reserve(state, request(60, asked, name="txn_2"), long_ms), Refused)
+    assert state.windows[slot].forget_at_ms is None
+    assert release(state, "txn_1", long_ms)
+    state.windows[slot].spent_nano = 70
+    assert state.windows[slot].forget_at_ms == long_ms + SESSION_IDLE_MS
+    last_ms = long_ms + SESSION_IDLE_MS
+    assert isinstance(reserve(state, request(60, asked, name="txn_3"), last_ms - 1), Refused)
+    standings = peek(state, [asked], last_ms)
+    assert standings is not None
+    assert standings[0].spent_nano == 0
+    assert isinstance(reserve(state, request(60, asked, name="txn_3"), last_ms), Admitted)
+    assert state.windows[slot] == Figures(0, 60)
+
+
+def test_each_session_has_figures_of_its_own_and_a_lifetime_has_one_for_ever() -> None:
+    state = live()
+    ever = proposal(100, "bud_2", LifetimeSpan())
+    for number, session in enumerate(("s1", "s2")):
+        asked = request(50, proposal(50, span=SessionSpan(session)), ever, name=f"txn_{number}")
+        assert isinstance(reserve(state, asked, NOW_MS + number * 10 * SESSION_IDLE_MS), Admitted)
+    answer = reserve(state, request(1, ever, name="txn_9"), NOW_MS + 20 * SESSION_IDLE_MS)
+    assert isinstance(answer, Refused)
+    assert answer.exhausted[0].resets_at_ms is None
+    assert answer.room_at_ms == answer.now_ms, "what is held may come free"
+
+
+HOURLY = RollingSpan(60_000, 60, 0)
+FULL_RING = Ring(low=0, total_nano=100, buckets={0: 10, 3: 50, 5: 40})
+
+
+@pytest.mark.parametrize(
+    ("spent", "limit_nano", "amount_nano", "at_ms"),
+    [
+        (Figures(90), 100, 11, WINDOW.end_ms),
+        (Figures(90), 100, 101, None),
+        (Figures(0, 95), 100, 100, NOW_MS),
+        (Figures(90, 5), 100, 10, NOW_MS),
+        (FULL_RING, 100, 10, 61 * 60_000),
+        (FULL_RING, 100, 11, 64 * 60_000),
+        (FULL_RING, 100, 60, 64 * 60_000),
+        (FULL_RING, 100, 61, 66 * 60_000),
+        (FULL_RING, 100, 100, 66 * 60_000),
+        (FULL_RING, 100, 101, None),
+    ],
+)
+def test_a_refusal_tells_when_there_is_room(
+    spent: Figures | Ring, limit_nano: int, amount_nano: int, at_ms: int | None
+) -> None:
+    is_ring, spent = isinstance(spent, Ring), copy.deepcopy(spent)
+    state = live(rings={("bud_1", 60_000, 60): spent}) if is_ring else live(windows={("bud_1", WINDOW.key()): spent})
+    asked = proposal(limit_nano, span=HOURLY if is_ring else WINDOW)
+    answer = reserve(copy.deepcopy(state), request(amount_nano, asked), NOW_MS)
+    assert isinstance(answer, Refused)
+    assert answer.room_at_ms == at_ms
+    if is_ring and at_ms is not None:
+        before = reserve(copy.deepcopy(state), request(amount_nano, asked), at_ms - 1)
+        assert isinstance(before, Refused)
+        assert isinstance(reserve(state, request(amount_nano, asked), at_ms), Admitted)
+
+
+def test_there_is_room_when_the_last_of_all_budgets_has_it() -> None:
+    ring = proposal(100, "bud_2", HOURLY)
+    rings = {("bud_2", 60_000, 60): copy.deepcopy(FULL_RING)}
+    state = live(rings=rings, windows={("bud_1", WINDOW.key()): Figures(100)})
+    answer = reserve(copy.deepcopy(state), request(10, proposal(100), ring), NOW_MS)
+    assert isinstance(answer, Refused)
+    assert answer.room_at_ms == 61 * 60_000
+    state.windows["bud_3", "l"] = Figures(100)
+    answer = reserve(state, request(10, proposal(100), ring, proposal(100, "bud_3", LifetimeSpan())), NOW_MS)
+    assert isinstance(answer, Refused)
+    assert answer.room_at_ms is None

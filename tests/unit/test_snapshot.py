@@ -30,6 +30,7 @@ rules = st.builds(
     budget_status=st.sampled_from((None, 402, 403, 429)),
     timeout_ms=st.none() | st.integers(1, 600_000),
     fallbacks=st.none() | st.lists(targets, max_size=3).map(tuple),
+    fail_open=st.none() | st.booleans(),
 )
 snapshots = st.builds(
     Snapshot,

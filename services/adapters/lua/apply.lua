@@ -1,16 +1,26 @@
 -- Twin of core.fold.apply.
--- KEYS: epoch, offset fence, producers' sequences, due, then the holds and figures that the steps name by their number.
--- ARGV: prefix of the org's keys, next offset, then of each step: kind, offset, producer, sequence, reservation id,
---       amount, context, expires at, time, key number of its hold, its charges as JSON, how many they are, and of each
---       charge: key number of its figures, window.
--- Answers how many steps were applied and how many were duplicates; or nothing when the org is cold.
+-- KEYS: epoch, offset fence, producers' sequences, due, marks, then the holds and figures that the steps name by their
+--       number.
+-- ARGV: prefix of the org's keys, next offset, = and the token of the marks (- for any), where the fence must stand at
+--       least, then of each step: kind, offset, producer, sequence, reservation id, amount, context, expires at, time, key number of its hold, its
+--       charges as JSON, how many they are, and of each charge: key number of its figures, window; then its implied
+--       charges in the same way.
+-- Answers how many steps were applied and how many were duplicates; behind when the fence stands lower; outdated when
+-- the marks are others; or nothing when the org is cold.
 local epoch = redis.call('GET', KEYS[1])
 if not epoch then
   return {}
 end
+local fence = tonumber(redis.call('GET', KEYS[2]) or '0')
+if fence < tonumber(ARGV[4]) then
+  return { 'behind' }
+end
+if ARGV[3] ~= '-' and ARGV[3] ~= '=' .. (redis.call('HGET', KEYS[5], '@token') or '') then
+  return { 'outdated' }
+end
 local loaded_at = tonumber(string.match(epoch, '@(%d+)$') or '')  -- nil under an epoch of an earlier version
 local now = now_ms()
-local at = 2
+local at = 4
 
 local function take(count)
   at = at + count
@@ -31,12 +41,14 @@ local function may_be_forgotten(admitted_at)
   return loaded_at and surely_by >= loaded_at and now >= surely_by + TOMBSTONE_MS
 end
 
-local function resize(id, hold_key, hold, amount, context, expires, time)
+local function resize(id, hold_key, hold, amount, context, expires, time, charges_json, charges)
   for _, charge in ipairs(decode_charges(ARGV[1], hold[3])) do
     add_held(charge.key, charge.span, negative(hold[2]), now)
+  end
+  for _, charge in ipairs(charges) do
     add_held(charge.key, charge.span, amount, now)
   end
-  redis.call('HSET', hold_key, 'amount', amount, 'context', context, 'resized', time)
+  redis.call('HSET', hold_key, 'amount', amount, 'charges', charges_json, 'context', context, 'resized', time)
   if tonumber(redis.call('ZSCORE', KEYS[4], id)) == tonumber(hold[4]) then  -- else a reaper has it
     redis.call('HSET', hold_key, 'expires', expires)
     redis.call('ZADD', KEYS[4], expires, id)
@@ -54,7 +66,7 @@ local function apply_step(kind, id, amount, context, expires, time, hold_key, ch
   end
   if kind == 'resize' then
     if phase == 'held' and tonumber(time) >= tonumber(hold[6] or '0') then
-      resize(id, hold_key, hold, amount, context, expires, time)
+      resize(id, hold_key, hold, amount, context, expires, time, charges_json, charges)
     end
     return
   end
@@ -82,19 +94,40 @@ local function apply_step(kind, id, amount, context, expires, time, hold_key, ch
   end
   for _, charge in ipairs(charges) do
     add_spent(charge.key, charge.span, amount, now)
+  end
+  for _, charge in ipairs(booked ~= '0' and held_charges or {}) do
     add_spent(charge.key, charge.span, negative(booked), now)
+  end
+  local forget_ms = forget_at(charges, may_end_again, now)
+  if held_charges ~= charges then
+    forget_ms = math.max(forget_ms, forget_at(held_charges, may_end_again, now))
+    redis.call('HSET', hold_key, 'charges', charges_json)
   end
   redis.call('HDEL', hold_key, 'context')
   redis.call('HSET', hold_key, 'phase', kind == 'settle' and 'settled' or 'expired', 'booked', amount)
-  redis.call('PEXPIREAT', hold_key, digits(forget_at(held_charges, may_end_again, now)))
+  redis.call('PEXPIREAT', hold_key, digits(forget_ms))
 end
 
-local fence = tonumber(redis.call('GET', KEYS[2]) or '0')
+-- Twin of core.fold's: the charges that an ending does not carry, when it is the one that counts.
+local function apply_implied(kind, before, amount, hold_key, implied)
+  local phase, booked = before[1], before[2] or '0'
+  if phase == 'settled' or (phase == 'expired' and kind == 'expire') then
+    return
+  end
+  for _, charge in ipairs(implied) do
+    add_spent(charge.key, charge.span, amount, now)
+    add_spent(charge.key, charge.span, negative(booked), now)
+  end
+  if kind == 'expire' then
+    redis.call('PEXPIREAT', hold_key, digits(forget_at(implied, true, now)), 'GT')
+  end
+end
+
 local sequences = {}
 local applied, duplicates = 0, 0
 while at < #ARGV do
   local kind, offset, producer, sequence, id, amount, context, expires, time, hold, charges_json = take(11)
-  local charges = take_charges()
+  local charges, implied = take_charges(), take_charges()
   local seen = sequences[producer] or redis.call('HGET', KEYS[3], producer) or '0'
   if tonumber(offset) < fence or tonumber(sequence) <= tonumber(seen) then
     duplicates = duplicates + 1
@@ -102,7 +135,12 @@ while at < #ARGV do
     if string.sub(producer, 1, #EXPIRY_PRODUCER) ~= EXPIRY_PRODUCER then
       sequences[producer] = sequence
     end
-    apply_step(kind, id, amount, context, expires, time, KEYS[tonumber(hold)], charges_json, charges)
+    local hold_key = KEYS[tonumber(hold)]
+    local before = #implied > 0 and redis.call('HMGET', hold_key, 'phase', 'booked')
+    apply_step(kind, id, amount, context, expires, time, hold_key, charges_json, charges)
+    if before then
+      apply_implied(kind, before, amount, hold_key, implied)
+    end
     applied = applied + 1
   end
 end

@@ -56,22 +56,27 @@ local function add(key, field, amount)
   end
 end
 
--- The span of a window's text: c:<start>:<end> or r:<bucket_ms>:<count>:<bucket>.
+-- The span of a window's text: c:<start>:<end>, r:<bucket_ms>:<count>:<bucket>, s:<session>, or l for all time.
 local function parse_span(window)
-  local kind, first, second, bucket = string.match(window, '^(%a):(%d+):(%d+):?(%d*)$')
+  local kind, first, second, bucket = string.match(window, '^([cr]):(%d+):(%d+):?(%d*)$')
   if kind == 'r' then
     return { bucket_ms = tonumber(first), count = tonumber(second), bucket = bucket }
+  elseif kind == 'c' then
+    return { end_ms = tonumber(second) }
   end
-  return { end_ms = tonumber(second) }
+  return { is_session = string.byte(window) == 115 }
 end
 
 local function is_forgotten(span, now)
   return span.end_ms and now >= span.end_ms + WINDOW_GRACE_MS
 end
 
--- When a charge in this span can no longer change any figure of spent.
-local function counts_until(span)
-  return span.end_ms and span.end_ms + WINDOW_GRACE_MS or (span.bucket + span.count + 1) * span.bucket_ms
+-- When a charge in this span can no longer change any figure of spent; for spans without an end, long enough.
+local function counts_until(span, now)
+  if span.end_ms then
+    return span.end_ms + WINDOW_GRACE_MS
+  end
+  return span.bucket and (span.bucket + span.count + 1) * span.bucket_ms or now + SESSION_IDLE_MS
 end
 
 -- The first live bucket of each ring that this script has advanced, and the span of each key that it has changed.
@@ -123,21 +128,23 @@ local function add_spent(key, span, amount, now)
   changed[key] = span
 end
 
--- Last in a script that adds. Windows go when their grace is over. A ring goes when all its buckets have left it, but
--- never while it holds.
+-- Last in a script that adds. Windows go when their grace is over. A ring goes when all its buckets have left it, and a
+-- session when it has been idle for long, but neither ever while it holds. What counts for all time stays.
 local function set_expiries(now)
   for key, span in pairs(changed) do
+    local life = span.is_session and SESSION_IDLE_MS
+      or span.bucket and (span.count + 1) * span.bucket_ms + WINDOW_GRACE_MS
     if span.end_ms then
       redis.call('PEXPIREAT', key, digits(span.end_ms + WINDOW_GRACE_MS))
-    elseif (redis.call('HGET', key, 'held') or '0') == '0' then
-      redis.call('PEXPIREAT', key, digits(now + (span.count + 1) * span.bucket_ms + WINDOW_GRACE_MS))
-    else
+    elseif life and (redis.call('HGET', key, 'held') or '0') == '0' then
+      redis.call('PEXPIREAT', key, digits(now + life))
+    elseif life then
       redis.call('PERSIST', key)
     end
   end
 end
 
--- The charges of a hold whose ending does not repeat them as they were: their keys are named here, in the org's slot.
+-- The charges that a hold keeps, where the caller has not named their keys: they are named here, in the org's slot.
 local function decode_charges(prefix, charges_json)
   local charges = {}
   for index, charge in ipairs(cjson.decode(charges_json)) do
@@ -163,7 +170,7 @@ end
 local function forget_at(charges, may_end_again, now)
   local at = now + TOMBSTONE_MS
   for _, charge in ipairs(may_end_again and charges or {}) do
-    at = math.max(at, counts_until(charge.span))
+    at = math.max(at, counts_until(charge.span, now))
   end
   return at
 end

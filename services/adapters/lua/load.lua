@@ -1,12 +1,13 @@
 -- Twin of core.fold.load; the adapter has cleared what was left of the org.
 -- KEYS: epoch, due, then what the parts name by their number. ARGV: epoch, then the parts, each with its kind first:
 --   spent: key number of the figures, window, amount
---   held: key number, when it was resized (or 0), reservation id, amount, charges as JSON, context, expires at,
+--   held: key number, when it was resized (or 0), its option, reservation id, amount, charges as JSON, context, expires at,
 --         admitted at, how many charges, and of each: key number of its figures, window
---   settled, expired: key number, when it was resized (or 0), amount, charges as JSON, expires at, admitted at, booked,
---         forget at (or 0)
+--   settled, expired: key number, when it was resized (or 0), its option, amount, charges as JSON, expires at, admitted
+--         at, booked, forget at (or 0)
 --   fence: key number, next offset
 --   producer: key number, producer, sequence
+--   filled: key number of the marks, budget id (or @token), version (or the marks' token)
 -- The epoch is kept as <epoch>@<now>. Answers 1, or 0 when the org has an epoch already.
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
@@ -19,10 +20,13 @@ local function take(count)
   return unpack(ARGV, at - count + 1, at)
 end
 
-local function take_resized(key)
-  local resized = take(1)
+local function take_rare(key)
+  local resized, option = take(2)
   if resized ~= '0' then
     redis.call('HSET', key, 'resized', resized)
+  end
+  if option ~= '0' then
+    redis.call('HSET', key, 'option', option)
   end
 end
 
@@ -33,7 +37,7 @@ while at < #ARGV do
     local window, amount = take(2)
     add_spent(key, parse_span(window), amount, now)
   elseif kind == 'held' then
-    take_resized(key)
+    take_rare(key)
     local id, amount, charges_json, context, expires, admitted, count = take(7)
     local charges = {}
     for index = 1, tonumber(count) do
@@ -43,10 +47,10 @@ while at < #ARGV do
     start_hold(key, id, amount, charges_json, context, expires, admitted, KEYS[2], charges, now)
   elseif kind == 'fence' then
     redis.call('SET', key, (take(1)))
-  elseif kind == 'producer' then
+  elseif kind == 'producer' or kind == 'filled' then
     redis.call('HSET', key, take(2))
   else
-    take_resized(key)
+    take_rare(key)
     local amount, charges_json, expires, admitted, booked, forget_ms = take(6)
     redis.call('HSET', key, 'phase', kind, 'amount', amount, 'charges', charges_json, 'expires', expires,
       'admitted', admitted, 'booked', booked)

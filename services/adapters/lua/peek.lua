@@ -1,5 +1,5 @@
 -- Twin of core.reserve.peek: reads, changes nothing.
--- KEYS: epoch, then each budget's figures. ARGV: of each budget kind (c or r), start ms or bucket ms, end ms or count.
+-- KEYS: epoch, then each budget's figures. ARGV: of each budget kind (r for a ring), bucket ms, count.
 -- Answers now, then of each budget spent, held, and the list of what has left its ring but is counted in spent; or
 -- nothing when the org is cold.
 if redis.call('EXISTS', KEYS[1]) == 0 then
@@ -10,7 +10,7 @@ local answer = { now }
 for index = 2, #KEYS do
   local key, at = KEYS[index], index * 3 - 5
   local figures, left = nil, {}
-  if ARGV[at] == 'c' then
+  if ARGV[at] ~= 'r' then
     figures = redis.call('HMGET', key, 'spent', 'held')
   else
     figures = redis.call('HMGET', key, 'total', 'held')

@@ -1,52 +1,114 @@
 -- Twin of core.reserve.resize.
--- KEYS: epoch, configuration, hold, due, then the figures of each of the hold's charges.
--- ARGV: reservation id, amount, hold ms, context, the charges as JSON, then of each: window, its budget's limit.
--- Answers cold | gone | refused | known, version, now, charges, expires at, then spent and held of each budget: with the
--- hold as it is now, but without it in a refusal.
+-- KEYS: epoch, configuration, hold, due, then each budget's figures.
+-- ARGV: reservation id, hold ms, amount, context, prefix of the org's keys, then of each budget: kind (c calendar, f one
+--       that is fixed, r ring, s session, l all time), start ms or bucket ms, end ms or count, limit, its charge as JSON
+--       (a ring's without its end, unless it is fixed), its full rule.
+-- Answers cold | gone | stale, version, now
+--   | known, version, now, option, expires at, charges, then spent and held of each budget, this hold included: both
+--     empty for one that is left out
+--   | refused, version, now, then of each budget that is in the way, as without this hold: its number from 0, spent,
+--     held, and all of its ring.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return { 'cold' }
 end
-local hold = redis.call('HMGET', KEYS[3], 'phase', 'amount', 'charges', 'expires')
-if hold[1] ~= 'held' or hold[3] ~= ARGV[5] then
+local old = redis.call('HMGET', KEYS[3], 'phase', 'amount', 'charges', 'expires', 'option')
+if old[1] ~= 'held' then
   return { 'gone' }
 end
-if tonumber(redis.call('ZSCORE', KEYS[4], ARGV[1])) ~= tonumber(hold[4]) then
+if tonumber(redis.call('ZSCORE', KEYS[4], ARGV[1])) ~= tonumber(old[4]) then
   return { 'gone' }  -- a reaper has it, and its expiry may be on the way
 end
+local version = redis.call('HGET', KEYS[2], 'v') or '0'
 local now = now_ms()
-local old, amount = hold[2], ARGV[2]
-local answer = { 'known', redis.call('HGET', KEYS[2], 'v') or '0', now, hold[3], digits(now + ARGV[3]) }
-local grows = not has_room(old, '0', '0', amount)
+local amount = ARGV[3]
 local spans = {}
 
+local function is_stale(at)
+  return ARGV[at] == 'c' and (now < tonumber(ARGV[at + 1]) or now >= tonumber(ARGV[at + 2]))
+end
+
+local function span_of(at)
+  local kind, first, second = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  if kind == 'r' then
+    return { bucket_ms = first, count = second, bucket = true }
+  end
+  return { end_ms = (kind == 'c' or kind == 'f') and second, is_session = kind == 's' }
+end
+
+local function figures_of(key, span)
+  local figures = redis.call('HMGET', key, span.bucket and 'total' or 'spent', 'held')
+  return figures[1] or '0', figures[2] or '0'
+end
+
+local function charge_of(at)
+  local charge = ARGV[at + 4]
+  if string.byte(charge, -1) == 93 then  -- its bracket: it is whole
+    return charge
+  end
+  return charge .. digits(math.floor(now / ARGV[at + 1])) .. '"]'
+end
+
+for at = 6, #ARGV, 6 do
+  if is_stale(at) then
+    return { 'stale', version, now }
+  end
+end
+local asked, same_charges = {}, {}
 for index = 5, #KEYS do
-  local key, span = KEYS[index], parse_span(ARGV[index * 2 - 4])
+  local span = span_of(index * 6 - 24)
   spans[index] = span
-  if span.bucket and redis.call('EXISTS', key) == 1 then
-    advance(key, span.bucket_ms, span.count, now)
+  asked[index - 4] = charge_of(index * 6 - 24)
+  same_charges[index - 4] = { key = KEYS[index], span = span }
+  if span.bucket and redis.call('EXISTS', KEYS[index]) == 1 then
+    advance(KEYS[index], span.bucket_ms, span.count, now)
   end
-  add_held(key, span, negative(old), now)
+end
+local is_same = '[' .. table.concat(asked, ',') .. ']' == old[3]  -- as for a stream that goes on, which is most
+local old_charges, was_charged = is_same and same_charges or decode_charges(ARGV[5], old[3]), {}
+for _, charge in ipairs(old_charges) do
+  add_held(charge.key, charge.span, negative(old[2]), now)
+  was_charged[charge.key] = true
+end
+
+local refused = { 'refused', version, now }
+local charges, is_out = {}, {}
+local grows = not has_room(old[2], '0', '0', amount)
+for index = 5, #KEYS do
+  local key, at = KEYS[index], index * 6 - 24
+  local spent, held = figures_of(key, spans[index])
+  if (grows or not was_charged[key]) and not has_room(ARGV[at + 3], spent, held, amount) then
+    local rule = ARGV[at + 5]
+    is_out[index] = rule == 'parent'
+    if rule == 'block' or rule == 'downgrade' then
+      refused[#refused + 1] = { index - 5, spent, held, spans[index].bucket and redis.call('HGETALL', key) or {} }
+    end
+  end
+  if not is_out[index] then
+    charges[#charges + 1] = asked[index - 4]
+  end
+end
+if #refused > 3 then
+  for _, charge in ipairs(old_charges) do
+    add_held(charge.key, charge.span, old[2], now)
+  end
+  set_expiries(now)
+  return refused
+end
+
+local expires, charges_json = digits(now + ARGV[2]), '[' .. table.concat(charges, ',') .. ']'
+local answer = { 'known', version, now, tonumber(old[5] or '0'), expires, charges_json }
+for index = 5, #KEYS do
+  if not is_out[index] then
+    add_held(KEYS[index], spans[index], amount, now)
+  end
 end
 for index = 5, #KEYS do
-  local key = KEYS[index]
-  local figures = redis.call('HMGET', key, spans[index].bucket and 'total' or 'spent', 'held')
-  local spent, held = figures[1] or '0', figures[2] or '0'
-  if grows and not has_room(ARGV[index * 2 - 3], spent, held, amount) then
-    answer[1] = 'refused'
-  end
-  answer[#answer + 1] = spent
-  answer[#answer + 1] = held
-end
-local is_held = answer[1] == 'known'
-for index = 5, #KEYS do
-  add_held(KEYS[index], spans[index], is_held and amount or old, now)
-  if is_held then
-    answer[index * 2 - 3] = redis.call('HGET', KEYS[index], 'held') or '0'
-  end
+  local spent, held = figures_of(KEYS[index], spans[index])
+  answer[#answer + 1] = is_out[index] and '' or spent
+  answer[#answer + 1] = is_out[index] and '' or held
 end
 set_expiries(now)
-if is_held then
-  redis.call('HSET', KEYS[3], 'amount', amount, 'context', ARGV[4], 'expires', answer[5], 'resized', digits(now))
-  redis.call('ZADD', KEYS[4], answer[5], ARGV[1])
-end
+redis.call('HSET', KEYS[3], 'amount', amount, 'charges', charges_json, 'context', ARGV[4], 'expires', expires,
+  'resized', digits(now))
+redis.call('ZADD', KEYS[4], expires, ARGV[1])
 return answer

@@ -24,6 +24,16 @@ class Fold:
         """Whether any of the answer's own text has come."""
         return self._text_bytes > self._summary_bytes
 
+    @property
+    def text_bytes(self) -> int:
+        """The UTF-8 length of all text so far."""
+        return self._text_bytes
+
+    @property
+    def own_bytes(self) -> int:
+        """That of the answer's own text, without what only sums up thoughts."""
+        return self._text_bytes - self._summary_bytes
+
     def done(self) -> None:
         """Takes ``[DONE]``: nothing, where the protocol has none or its last event is the end."""
 
@@ -56,6 +66,16 @@ class WholeFold:
     def has_text(self) -> bool:
         """Whether an answer has come: it comes as a whole."""
         return self._reading.complete
+
+    @property
+    def text_bytes(self) -> int:
+        """The length of its text."""
+        return self._reading.text_bytes
+
+    @property
+    def own_bytes(self) -> int:
+        """The length of its text."""
+        return self._reading.text_bytes
 
     def done(self) -> None:
         """Nothing ends what is not streamed."""

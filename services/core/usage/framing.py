@@ -41,6 +41,10 @@ class Frame(NamedTuple):
 class Splitter(Protocol):
     """Cuts one stream into frames."""
 
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes wait for the end of their frame."""
+
     def feed(self, chunk: bytes) -> list[Frame]:
         """The frames that `chunk` completes."""
 
@@ -63,6 +67,11 @@ class EventSplitter:
         self._begun = False
         self._torn = False
         self._has_cr = False
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes wait for the end of their frame."""
+        return len(self._pending)
 
     def feed(self, chunk: bytes) -> list[Frame]:
         """The events that `chunk` completes."""
@@ -128,6 +137,11 @@ class ElementSplitter:
         self._in_text = False
         self._torn = False
 
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes wait for the end of their frame."""
+        return len(self._pending)
+
     def feed(self, chunk: bytes) -> list[Frame]:
         """The elements that `chunk` completes."""
         self._pending += chunk
@@ -190,6 +204,11 @@ class LineSplitter:
         self._pending = bytearray()
         self._begun = False
         self._torn = False
+
+    @property
+    def pending_bytes(self) -> int:
+        """How many bytes wait for the end of their frame."""
+        return len(self._pending)
 
     def feed(self, chunk: bytes) -> list[Frame]:
         """The lines that `chunk` completes."""

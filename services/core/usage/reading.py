@@ -66,6 +66,14 @@ class StreamFold(Protocol):
     def has_text(self) -> bool:
         """Whether any of the answer's own text has come. A summary of thoughts is none: it shows only part of them."""
 
+    @property
+    def text_bytes(self) -> int:
+        """The UTF-8 length of all text so far, summaries of thoughts included."""
+
+    @property
+    def own_bytes(self) -> int:
+        """That of the answer's own text; of what came after its beginning, summaries may be in it."""
+
     def reading(self) -> Reading:
         """The reading so far, without the bytes that could not be read."""
 
@@ -140,6 +148,18 @@ class StreamReader:
     def has_text(self) -> bool:
         """Whether any of the answer's own text has come."""
         return self._fold.has_text
+
+    def progress(self) -> tuple[int, int]:
+        """The most text that there can be in what was fed so far, in bytes, and how much of it is the answer's own.
+
+        A frame that has no end yet counts in full.
+        """
+        fold = self._fold
+        return fold.text_bytes + self._unread_bytes + self._frames.pending_bytes, fold.own_bytes
+
+    def so_far(self) -> Reading:
+        """The reading of the frames that have come, while the stream goes on."""
+        return _checked(self._fold.reading())
 
     def feed(self, chunk: bytes) -> list[tuple[bytes, bool]]:
         """The frames that `chunk` completes, as sent, each with whether it is one that only reports usage."""

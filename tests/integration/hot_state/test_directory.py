@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.adapters.valkey import ValkeyDirectory
+from services.adapters.valkey import ValkeyDirectory, key_key
 from services.adapters.valkey_connection import ValkeyConnection
 from services.core.hotstate import (
     Admitted,
@@ -35,8 +35,8 @@ async def test_what_is_published_is_found(rig: Rig) -> None:
 async def test_a_key_of_a_newer_control_is_found(connection: ValkeyConnection) -> None:
     directory = ValkeyDirectory(connection)
     await directory.publish_org(ORG, 1, b"{}", {"hash-1": RECORD}, [])
-    body = json.loads(await connection.execute("HGET", "key:hash-1", "body"))
-    await connection.execute("HSET", "key:hash-1", "body", json.dumps({**body, "added_later": 1}))
+    body = json.loads(await connection.execute("HGET", key_key("hash-1"), "body"))
+    await connection.execute("HSET", key_key("hash-1"), "body", json.dumps({**body, "added_later": 1}))
     assert await directory.find_key("hash-1") == RECORD
 
 
@@ -149,5 +149,5 @@ async def test_an_older_publication_still_under_way_revives_no_revoked_key(conne
     directory = ValkeyDirectory(connection)
     await directory.publish_org(ORG, 1, b"{}", {"hash-1": RECORD}, [])
     await directory.publish_org(ORG, 3, b"{}", {}, ["hash-1"])
-    assert not await directory._publish("key:hash-1", 2, b'{"stale":1}')
+    assert not await directory._publish(key_key("hash-1"), 2, b'{"stale":1}')
     assert await directory.find_key("hash-1") is None

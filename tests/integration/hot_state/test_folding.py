@@ -13,6 +13,8 @@ from services.core.hotstate import (
     WINDOW_GRACE_MS,
     Admitted,
     Applied,
+    Behind,
+    Cold,
     FoldStep,
 )
 from services.core.windows import CalendarSpan, RollingSpan
@@ -144,3 +146,19 @@ async def test_odd_names_are_only_names(rig: Rig) -> None:
     standings = await rig.hot.peek(odd, budgets)
     assert standings is not None
     assert [each.held_nano for each in standings] == [0, 0], "the hold's own charges end with it"
+
+
+async def test_a_batch_that_would_skip_what_was_lost_is_refused(rig: Rig) -> None:
+    await rig.hot.apply(ORG, PLACE, [settle(0, 5)], 3)
+    before = await rig.state()
+    assert await rig.hot.apply(ORG, PLACE, [settle(4, 5, "txn_y")], 5, None, 4) == Behind()
+    assert await rig.state() == before
+    assert await rig.hot.apply(ORG, PLACE, [settle(4, 5, "txn_y")], 5, None, 3) == Applied(1, 0)
+    await rig.go_cold()
+    assert await rig.hot.apply(ORG, PLACE, [], 9, None, 8) == Cold()
+
+
+async def test_many_steps_each_go_on_from_the_ones_before(rig: Rig) -> None:
+    await rig.hot.apply(ORG, PLACE, [], 7)
+    steps = [settle(7 + number, 1, f"txn_{number}") for number in range(MAX_STEPS + 1)]
+    assert await rig.hot.apply(ORG, PLACE, steps, 7 + len(steps), None, 7) == Applied(len(steps), 0)

@@ -21,7 +21,7 @@ from services.core.ports import TopicPartition, UnavailableError
 from services.core.windows import CalendarSpan, RollingSpan
 from tests.support.hot_rig import CHARGE, EMPTY, NOW_MS, ORG, PLACE, SPAN, Rig, proposal, request_of, settle
 from tests.support.hot_state import read_state
-from tests.support.valkey import ValkeyServer
+from tests.support.valkey import ValkeyServer, free_port
 
 
 async def test_an_image_is_loaded_once_with_its_epoch(rig: Rig) -> None:
@@ -92,6 +92,17 @@ async def test_the_fold_fence_moves_forward_only(rig: Rig) -> None:
         assert await rig.hot.fold_fences([PLACE]) == {PLACE: expected}
 
 
+async def test_the_fold_fence_waits_for_the_orgs_that_are_warm(rig: Rig) -> None:
+    assert await rig.hot.org_fences([ORG, "cold"], PLACE) == {ORG: 0, "cold": None}
+    await rig.hot.apply(ORG, PLACE, [], 7)
+    assert await rig.hot.org_fences(["cold", ORG], PLACE) == {"cold": None, ORG: 7}
+    assert not await rig.hot.move_fold_fence(PLACE, 8, 0, ["cold", ORG])
+    assert await rig.hot.fold_fences([PLACE]) == {PLACE: None}
+    assert await rig.hot.move_fold_fence(PLACE, 7, 0, ["cold", ORG])
+    assert not await rig.hot.move_fold_fence(PLACE, 8, 8, [])
+    assert await rig.hot.fold_fences([PLACE]) == {PLACE: 7}
+
+
 async def test_alarms_are_kept_until_they_are_cleared(rig: Rig) -> None:
     assert await rig.hot.alarms() == {}
     await rig.hot.set_alarm("fold_gap:t:0", "expected 5")
@@ -158,9 +169,11 @@ async def test_a_server_that_may_evict_is_refused(tmp_path: Path) -> None:
 
 
 async def test_a_redis_cluster_is_refused(tmp_path: Path) -> None:
-    with ValkeyServer(tmp_path / "valkey", options={"cluster-enabled": "yes"}) as server:
+    # Its second port would be ten thousand above the first, where there may be none.
+    options = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+    with ValkeyServer(tmp_path / "valkey", options=options) as server:
         connection = ValkeyConnection(server.url)
-        with pytest.raises(UnsafeHotStateError, match="Redis Cluster, which is not supported yet"):
+        with pytest.raises(UnsafeHotStateError, match=r"redis\+cluster://"):
             await ValkeyHotState(connection).check_safe()
         await connection.close()
 

@@ -8,12 +8,23 @@ from services.adapters.valkey import ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
 from services.core import fold
 from services.core.budgets import Proposal
-from services.core.hotstate import Admitted, Applied, Cold, FoldStep, Hold, OrgState, Refused, ReserveAnswer
-from services.core.windows import CalendarSpan, RollingSpan
+from services.core.hotstate import (
+    Admitted,
+    Applied,
+    Cold,
+    FoldStep,
+    Hold,
+    OrgState,
+    Refused,
+    ReserveAnswer,
+    StaleWindow,
+)
+from services.core.windows import CalendarSpan, RollingSpan, SessionSpan
 from tests.support.hot_rig import CHARGE, EMPTY, NOW_MS, ORG, PLACE, Rig, proposal, request_of, settle
 from tests.support.hot_state import read_state
 
 RING = RollingSpan(1_000, 60, NOW_MS // 1_000)
+FIXED = replace(proposal(100), is_fixed=True)
 PLACE_OF_HOLDS = replace(PLACE, topic="spend.reservations.v1")
 
 
@@ -25,6 +36,12 @@ async def held(rig: Rig, *proposals: Proposal) -> list[int]:
     standings = await rig.hot.peek(ORG, proposals)
     assert standings is not None
     return [each.held_nano for each in standings]
+
+
+async def spent(rig: Rig, *proposals: Proposal) -> list[int]:
+    standings = await rig.hot.peek(ORG, proposals)
+    assert standings is not None
+    return [each.spent_nano for each in standings]
 
 
 async def test_a_hold_grows_and_shrinks_in_every_budget_it_is_in(rig: Rig) -> None:
@@ -76,7 +93,6 @@ async def test_a_smaller_hold_is_taken_even_where_its_budget_is_over_full(rig: R
 async def test_what_is_no_open_hold_can_not_be_resized(rig: Rig) -> None:
     assert await resize(rig, 5, proposal(100), name="txn_unknown") is None
     assert isinstance(await rig.hot.reserve(request_of(40, proposal(100))), Admitted)
-    assert await resize(rig, 5, proposal(100, "bud_9")) is None, "other charges than the hold's"
     await rig.hot.apply(ORG, PLACE, [settle(0, 7, "txn_1")], 1)
     assert await resize(rig, 5, proposal(100)) is None
     assert await held(rig, proposal(100)) == [0]
@@ -97,7 +113,7 @@ async def test_a_hold_that_a_reaper_has_can_not_be_resized(rig: Rig) -> None:
 async def test_a_hold_past_its_time_that_no_reaper_has_lives_on(rig: Rig) -> None:
     assert isinstance(await rig.hot.reserve(request_of(40, proposal(100))), Admitted)
     await rig.turn_to(NOW_MS + 5_001)
-    assert isinstance(await resize(rig, 60, proposal(100)), Admitted)
+    assert isinstance(await resize(rig, 60, FIXED), Admitted)
     assert await rig.hot.claim_due(ORG, 5) == ()
     assert await held(rig, proposal(100)) == [60]
 
@@ -177,3 +193,76 @@ async def test_of_many_resizes_at_once_as_many_pass_as_there_is_room_for(valkey_
     assert sum(figures.held_nano for figures in state.windows.values()) == 40 * 10 + 7 * 20
     for gateway in gateways:
         await gateway.close()
+
+
+async def test_a_hold_is_moved_from_one_budget_to_another_in_one_step(rig: Rig) -> None:
+    kept, left, new = proposal(100), proposal(100, "bud_2", RING), proposal(60, "bud_3", SessionSpan("s:1/a"))
+    assert isinstance(await rig.hot.reserve(request_of(40, kept, left)), Admitted)
+    answer = await resize(rig, 55, kept, new)
+    assert isinstance(answer, Admitted)
+    assert answer.charges == (kept.charge(), new.charge())
+    assert [(each.budget_id, each.held_nano) for each in answer.standings] == [("bud_1", 55), ("bud_3", 55)]
+    assert await held(rig, kept, left, new) == [55, 0, 55]
+    assert (await rig.state()).holds["txn_1"].charges == answer.charges
+    assert isinstance(await resize(rig, 61, kept, new), Refused)
+    assert await held(rig, kept, left, new) == [55, 0, 55]
+    await rig.hot.apply(ORG, PLACE, [settle(0, 7, "txn_1", answer.charges)], 1)
+    assert await held(rig, kept, left, new) == [0, 0, 0]
+
+
+async def test_room_is_needed_only_where_more_is_held_than_before(rig: Rig) -> None:
+    """A budget that is over full already keeps what it has; one that the call was not in before needs room for all."""
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100))), Admitted)
+    answer = await resize(rig, 30, proposal(10), proposal(29, "bud_2"))
+    assert isinstance(answer, Refused)
+    assert [each.budget_id for each in answer.exhausted] == ["bud_2"]
+    assert isinstance(await resize(rig, 30, proposal(10), proposal(30, "bud_2")), Admitted)
+
+
+async def test_a_fixed_span_stays_where_others_are_decided_now(rig: Rig) -> None:
+    ring = proposal(100, "bud_2", RING)
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100), ring)), Admitted)
+    await rig.turn_to(NOW_MS + 3_000)
+    assert await resize(rig, 50, proposal(100), ring) == StaleWindow(0, NOW_MS + 3_000)
+    answer = await resize(rig, 50, FIXED, replace(ring, is_fixed=True))
+    assert isinstance(answer, Admitted)
+    assert answer.charges == (proposal(100).charge(), ring.charge())
+    answer = await resize(rig, 50, FIXED, ring)
+    assert isinstance(answer, Admitted)
+    assert answer.charges[1].window == RollingSpan(1_000, 60, NOW_MS // 1_000 + 3).key()
+    assert await held(rig, proposal(100), ring) == [50, 50]
+
+
+async def test_a_full_rule_decides_for_a_larger_hold_as_for_a_new_one(rig: Rig) -> None:
+    child = proposal(50, "bud_child")
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100), child)), Admitted)
+    asked = (proposal(100), replace(child, full_rule="parent"), replace(proposal(1, "bud_3"), full_rule="pass"))
+    answer = await resize(rig, 51, *asked)
+    assert isinstance(answer, Admitted)
+    assert [each.budget_id for each in answer.charges] == ["bud_1", "bud_3"]
+    assert await held(rig, *asked) == [51, 0, 51]
+    refused = await resize(rig, 60, proposal(100), replace(child, full_rule="downgrade"))
+    assert isinstance(refused, Refused)
+    assert [each.budget_id for each in refused.exhausted] == ["bud_child"]
+
+
+async def test_an_event_moves_the_charges_of_a_hold_whose_change_was_lost(rig: Rig) -> None:
+    other = proposal(100, "bud_2", RING)
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100))), Admitted)
+    moved = FoldStep("resize", 0, "gw_1", 1, "txn_1", 60, (other.charge(),), "{}", NOW_MS + 9_000, NOW_MS + 1)
+    assert await rig.hot.apply(ORG, PLACE_OF_HOLDS, [moved], 1) == Applied(1, 0)
+    assert await held(rig, proposal(100), other) == [0, 60]
+    assert (await rig.state()).holds["txn_1"].charges == (other.charge(),)
+
+
+async def test_what_an_expiry_booked_is_taken_back_from_where_it_was_booked(rig: Rig) -> None:
+    """The reaper ended the hold as it was; the settlement knows of a change that the hot state had lost."""
+    other = proposal(100, "bud_2", RING)
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100))), Admitted)
+    booked = FoldStep("expire", 0, "expiry:txn_1", 1, "txn_1", 40, (CHARGE,))
+    settled = FoldStep("settle", 1, "gw_1", 1, "txn_1", 25, (other.charge(),))
+    assert await rig.hot.apply(ORG, PLACE, [booked], 1) == Applied(1, 0)
+    assert await spent(rig, proposal(100), other) == [40, 0]
+    assert await rig.hot.apply(ORG, PLACE, [settled], 2) == Applied(1, 0)
+    assert await spent(rig, proposal(100), other) == [0, 25]
+    assert await held(rig, proposal(100), other) == [0, 0]

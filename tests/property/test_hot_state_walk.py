@@ -1,0 +1,107 @@
+"""The twins of the hot state on long seeded walks, and that these walks find what is wrong.
+
+``python -m tests.property.twin_soak`` walks on.
+"""
+
+import pytest
+
+from services.adapters.valkey import ValkeyHotState
+from services.adapters.valkey_scripts import Script
+from tests.support.twin_walk import walk
+
+STEPS = 50_000
+SEED = 20_260_101
+# Each is one line of a script made wrong: what it stands for, the script, the line, and the line that it becomes.
+PLANTED = {
+    "room for one nano more than there is": (
+        "reserve",
+        "if not has_room(ARGV[at + 3], spent, held, amount) then",
+        "if not has_room(ARGV[at + 3], spent, held, digits(amount - 1)) then",
+    ),
+    "a hold that grows finds room for one nano more than there is": (
+        "resize",
+        "not has_room(ARGV[at + 3], spent, held, amount) then",
+        "not has_room(ARGV[at + 3], spent, held, digits(amount - 1)) then",
+    ),
+    "a child that is left out is held all the same": (
+        "reserve",
+        "spent, held, charge = '', '', nil",
+        "add(key, 'held', amount)\n        spent, held, charge = '', '', nil",
+    ),
+    "an alternative is held against what was asked for first": (
+        "reserve",
+        "hold(first, last, ARGV[at], ARGV[at + 1])",
+        "hold(5, 4 + last - first + 1, ARGV[at], ARGV[at + 1])",
+    ),
+    "a session's end is not moved on": (
+        "apply",
+        "local life = span.is_session and SESSION_IDLE_MS",
+        "local life = span.is_session and redis.call('PEXPIRETIME', key) < 0 and SESSION_IDLE_MS",
+    ),
+    "a changed hold keeps an old charge": (
+        "resize",
+        "for _, charge in ipairs(old_charges) do\n  add_held(charge.key, charge.span, negative(old[2]), now)",
+        "for number, charge in ipairs(old_charges) do\n"
+        "  if number > 1 then add_held(charge.key, charge.span, negative(old[2]), now) end",
+    ),
+    "an event's changed charges are not kept": (
+        "apply",
+        "'amount', amount, 'charges', charges_json, 'context', context, 'resized', time)",
+        "'amount', amount, 'context', context, 'resized', time)",
+    ),
+    "what an expiry booked is taken back from where the settlement goes": (
+        "apply",
+        "ipairs(booked ~= '0' and held_charges or {})",
+        "ipairs(booked ~= '0' and charges or {})",
+    ),
+    "a backfill adds to what is there": (
+        "backfill",
+        "negative(redis.call('HGET', key, span.bucket or 'spent') or '0')",
+        "'0'",
+    ),
+    "an implied charge is spent again by a repeated ending": (
+        "apply",
+        "  if phase == 'settled' or (phase == 'expired' and kind == 'expire') then\n    return\n  end\n  for _, charge",
+        "  for _, charge",
+    ),
+    "a full budget that may be downgraded lets another one's block pass": (
+        "reserve",
+        "is_soft = is_soft and rule == 'downgrade'",
+        "is_soft = is_soft or rule == 'downgrade'",
+    ),
+}
+
+
+@pytest.mark.timeout(900)
+async def test_the_twins_are_alike_at_every_one_of_many_steps(valkey_url: str) -> None:
+    assert await walk(valkey_url, SEED, STEPS) == STEPS
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+async def test_a_walk_finds_a_planted_bug(valkey_url: str, planted: str) -> None:
+    name, line, wrong = PLANTED[planted]
+
+    def plant(hot: ValkeyHotState) -> None:
+        source = hot._scripts[name].source
+        assert source.count(line) == 1
+        hot._scripts = {**hot._scripts, name: Script.of(source.replace(line, wrong))}
+
+    with pytest.raises(AssertionError, match=r"^seed \d+, step \d+ of \d+ "):
+        await walk(valkey_url, SEED, 3_000, plant)
+
+
+async def test_a_walk_is_repeated_by_its_seed(valkey_url: str) -> None:
+    def plant(hot: ValkeyHotState) -> None:
+        source = hot._scripts["release"].source
+        hot._scripts = {**hot._scripts, "release": Script.of(source.replace("negative(hold[2])", "hold[2]"))}
+
+    told = []
+    for _ in range(2):
+        with pytest.raises(AssertionError) as found:
+            await walk(valkey_url, SEED, 3_000, plant)
+        told.append(str(found.value))
+    assert told[0] == told[1]
+    seed = int(told[0].split()[1].rstrip(","))
+    with pytest.raises(AssertionError) as alone:
+        await walk(valkey_url, seed, 250, plant)
+    assert str(alone.value) == told[0]
