@@ -2,42 +2,39 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import structlog
 from ulid import ULID
 
-from services.core.budgets import Budget, Charge, EstimateMode, Standing, propose, tightest
-from services.core.calibrate import Calibration, Key
-from services.core.codec import encode_facts
-from services.core.estimate import Bound, UnboundedError, UnpricedComponentError, strict_bound
+from services.core.budgets import Charge, Standing, tightest
+from services.core.calibrate import Calibration
+from services.core.estimate import Bound, HoldMode, UnboundedError, UnpricedComponentError, strict_bound
 from services.core.events import Attempt, CallFacts, Reservation
-from services.core.hotstate import Admitted, Cold, HoldRequest, Refused
+from services.core.hotstate import Refused
 from services.core.identity import Identity
 from services.core.jobs import HOLD_MS, JobKind, JobPart
-from services.core.ports import HotState, OutboxEvent, OutboxFullError, UnavailableError
+from services.core.matching import Applicable, TooManyBudgetsError, asks_for_session, closed_cap, names_of
+from services.core.ports import OutboxEvent, OutboxFullError, UnavailableError
 from services.core.pricebook import UNPRICED, Priced
 from services.core.pricing import Price
 from services.core.snapshot import Connection, RouteRule
 from services.gateway.connect import Connector, Target
-from services.gateway.deny import BUDGET_STATUS, Denier
+from services.gateway.deny import BUDGET_STATUS, Denier, by_closed_cap
+from services.gateway.hold import Held, Holder
 from services.gateway.jobs.lines import bound_lines, free_batch, whole_part
 from services.gateway.observe import CallSpan, Tracing, event_headers
+from services.gateway.options import CallOption, calibration_key, cheaper_options
 from services.gateway.record import Recorder
-from services.gateway.refusal import RefusedError, backlog, rebuilding
+from services.gateway.refusal import RefusedError, backlog, rebuilding, require_part
+from services.gateway.sizing import size_hold
 from services.gateway.snapshots import HotClock, OrgView, Snapshots
 from services.gateway.table import Candidate
 from services.gateway.timing import Timing
 from services.gateway.vendors import RequestFacts, RequestRefusedError, RouteRequest
 
-log = structlog.get_logger()
-
-BYOK: Final = "byok"
-METERED: Final = "metered"
-_PROPOSALS: Final = 3
-_RELEASE_PAUSES_S: Final = (0.0, 0.5, 2.0, 8.0)
+_FEWER_BUDGETS: Final = "remove some, or narrow their scopes or expressions, so that fewer of them match it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +53,21 @@ class Asked:
     trace: Mapping[str, str] = field(default_factory=dict)
     job: JobKind | None = None
 
+    def by(self, request: RouteRequest) -> "Asked":
+        """The same, with another request: one for another model may have that in its path."""
+        if request is self.request:
+            return self
+        return replace(self, request=request, candidate=replace(self.candidate, params=request.params))
+
 
 @dataclass(slots=True)
 class AdmittedCall:
     """A call that is held, for `hold_ms`, and recorded. `standing` is its tightest budget, this hold included.
 
-    `bound` is the most it can cost; `held_nano` what is held, less than that when `estimate_mode` is calibrated.
-    `attempts` grows with every try to get it answered. `parts` are what a job's bound is made of.
+    `bound` is the most it can cost; `held_nano` what is held: less than that when `estimate_mode` is calibrated or
+    stepped, and then it grows as the answer comes.
+    `attempts` grows with every try to get it answered. `parts` are what a job's bound is made of. `models` are the
+    names of models that it was asked for by. `admitted_at_ms` is of the hot state's clock.
     """
 
     transaction_id: str
@@ -72,7 +77,7 @@ class AdmittedCall:
     price: Price
     bound: Bound
     held_nano: int
-    estimate_mode: EstimateMode
+    estimate_mode: HoldMode
     charges: tuple[Charge, ...]
     standing: Standing | None
     hold_ms: int
@@ -82,6 +87,9 @@ class AdmittedCall:
     timing: Timing
     attempts: list[Attempt] = field(default_factory=list)
     parts: tuple[JobPart, ...] = ()
+    models: tuple[str, ...] = ()
+    parent_charged: tuple[str, ...] = ()
+    admitted_at_ms: int = 0
 
 
 class Admitter:
@@ -92,7 +100,7 @@ class Admitter:
         *,
         snapshots: Snapshots,
         clock: HotClock,
-        hot_state: HotState,
+        holder: Holder,
         outbox: Recorder,
         tracing: Tracing,
         connector: Connector,
@@ -101,13 +109,12 @@ class Admitter:
     ) -> None:
         self._snapshots = snapshots
         self._clock = clock
-        self._hot_state = hot_state
+        self._holder = holder
         self._outbox = outbox
         self._tracing = tracing
         self._connector = connector
         self._denier = denier
         self._calibration = calibration
-        self._releasing: set[asyncio.Task[None]] = set()
 
     async def view(self, org: str) -> OrgView:
         """The org's compiled view; raises `RefusedError` (503)."""
@@ -143,7 +150,7 @@ class Admitter:
             match="none",
             catalog_version=view.snapshot.catalog_version,
             config_version=view.snapshot.version,
-            auth_mode=METERED if asked.own_key is None else BYOK,
+            auth_mode=self._connector.auth_mode(view.snapshot, vendor, brings_key=asked.own_key is not None),
         )
         span = self._tracing.begin(asked.facts.model, vendor, asked.trace, timing.started_wall_ns)
         return _Attempt(f"txn_{ULID()}", facts, view, asked, span, timing)
@@ -154,22 +161,28 @@ class Admitter:
         target = self._target(attempt, connection)
         if self._outbox.is_full():
             raise backlog("the event log has been away too long, and calls can't be recorded; try again shortly")
-        budgets = tuple(attempt.view.budgets.matching(attempt.facts.identity))
-        held_nano, mode = self._amount(attempt, budgets, bound)
+        options = await self._options(attempt, priced, bound, parts, connection)
         rule = attempt.view.snapshot.rule(connection.vendor, attempt.facts.route)
         attempt.timing.decided_ns = time.perf_counter_ns()
-        admitted = await self._hold(attempt, budgets, bound, held_nano, rule)
-        await self._record(attempt, bound, held_nano, mode, admitted)
+        # A job is followed by what the hot state keeps of it, so it can't be taken on without.
+        fail_open = bool(rule.fail_open) and attempt.asked.job is None
+        held = await self._holder.hold(
+            attempt.view, attempt.transaction_id, options, attempt.hold_ms, fail_open=fail_open
+        )
+        if isinstance(held, Refused):
+            raise self._exhausted(attempt, options[0].size.amount_nano, held, rule)
+        await self._record(attempt, held)
         attempt.timing.held_ns = time.perf_counter_ns()
+        option, admitted = held.option, held.admitted
         return AdmittedCall(
             transaction_id=attempt.transaction_id,
-            facts=attempt.facts,
-            asked=attempt.asked,
-            request=attempt.asked.facts,
-            price=priced.price,
-            bound=bound,
-            held_nano=held_nano,
-            estimate_mode=mode,
+            facts=option.facts,
+            asked=attempt.asked.by(option.route_request),
+            request=option.request,
+            price=option.price,
+            bound=option.bound,
+            held_nano=option.size.amount_nano,
+            estimate_mode=option.size.mode,
             charges=admitted.charges,
             standing=tightest(admitted.standings),
             hold_ms=attempt.hold_ms,
@@ -177,7 +190,48 @@ class Admitter:
             rule=rule,
             span=attempt.span,
             timing=attempt.timing,
-            parts=parts,
+            parts=option.parts,
+            models=option.models,
+            parent_charged=held.parent_charged,
+            admitted_at_ms=admitted.now_ms,
+        )
+
+    async def _options(
+        self,
+        attempt: "_Attempt",
+        priced: Priced,
+        bound: Bound,
+        parts: tuple[JobPart, ...],
+        connection: Connection,
+    ) -> tuple[CallOption, ...]:
+        """The call as asked, and by the cheaper models that its budgets have it answered by when they are full."""
+        asked = attempt.asked
+        models = self._names(attempt, parts, connection.prices_as)
+        require_part(attempt.view.budgets, attempt.facts.identity.key_id)
+        try:
+            matching = attempt.view.budgets.matching(attempt.facts, models)
+        except TooManyBudgetsError as error:
+            raise self._denied(attempt, "too_many_budgets", f"{error}; {_FEWER_BUDGETS}") from error
+        attempt.facts = replace(attempt.facts, flags=(*attempt.facts.flags, *matching.flags))
+        budgets = [each.budget for each in matching.applicable]
+        key = calibration_key(attempt.facts)
+        size = size_hold(budgets, bound, asked.facts, priced.price, key, self._calibration)
+        closed = closed_cap(matching, size.amount_nano)
+        if closed is not None:
+            rule = attempt.view.snapshot.rule(connection.vendor, attempt.facts.route)
+            refused = by_closed_cap(closed, attempt.view.snapshot.version, self._clock.now_ms())
+            raise self._exhausted(attempt, bound.amount_nano, refused, rule)
+        needy = asks_for_session(matching)
+        if needy is not None and attempt.facts.identity.session is None:
+            raise self._session_required(attempt, needy)
+        first = CallOption(
+            attempt.facts, asked.request, asked.facts, priced.price, bound, size, matching, models, parts
+        )
+        if asked.job is not None:
+            return (first,)  # its id is known where it was submitted, for the model that it names
+        now_ms, dialect = self._clock.now_ms(), asked.candidate.dialect
+        return first, *await cheaper_options(
+            first, attempt.view, dialect, connection.prices_as, now_ms, self._calibration
         )
 
     def _connection(self, attempt: "_Attempt") -> Connection:
@@ -233,93 +287,56 @@ class Admitter:
         except ValueError as error:
             raise self._denied(attempt, "no_vendor_connection", str(error)) from error
 
-    def _amount(self, attempt: "_Attempt", budgets: Sequence[Budget], bound: Bound) -> tuple[int, EstimateMode]:
-        """What to hold: the bound, unless every budget the call falls under settles for what such calls have cost."""
-        if not budgets or any(each.estimate != "calibrated" for each in budgets):
-            return bound.amount_nano, "strict"
-        estimate_nano = self._calibration.estimate(calibration_key(attempt.facts), bound.amount_nano)
-        return (bound.amount_nano, "strict") if estimate_nano is None else (estimate_nano, "calibrated")
+    def _names(self, attempt: "_Attempt", parts: tuple[JobPart, ...], prices_as: str) -> tuple[str, ...]:
+        """The names of all models that a call asks for and is priced as: each line of a batch may have its own."""
+        names = dict.fromkeys(names_of(attempt.facts))
+        for part in parts:
+            listed = attempt.view.prices.listed(prices_as, part.model, self._clock.now_ms())
+            names |= dict.fromkeys((part.model,) if listed is None else (part.model, listed.model_priced))
+        return tuple(names)
 
-    async def _hold(
-        self, attempt: "_Attempt", budgets: Sequence[Budget], bound: Bound, held_nano: int, rule: RouteRule
-    ) -> Admitted:
-        snapshot = attempt.view.snapshot
-        context = encode_facts(attempt.facts)
-        now_ms = self._clock.now_ms()
-        for _ in range(_PROPOSALS):
-            proposals = propose(budgets, now_ms)
-            request = HoldRequest(snapshot.org, attempt.transaction_id, held_nano, proposals, attempt.hold_ms, context)
-            try:
-                answer = await self._hot_state.reserve(request)
-            except UnavailableError as error:
-                self._release(attempt)
-                raise rebuilding("the spend state can't be reached; try again in a second") from error
-            if isinstance(answer, Cold):
-                raise rebuilding("the spend state is being rebuilt; try again in a second")
-            self._clock.learn(answer.now_ms)
-            self._snapshots.hint(attempt.view, answer.config_version)
-            if isinstance(answer, Admitted):
-                return answer
-            if isinstance(answer, Refused):
-                status = rule.budget_status or BUDGET_STATUS
-                raise self._denier.exhausted(
-                    attempt.transaction_id,
-                    attempt.facts,
-                    attempt.span,
-                    replace(bound, amount_nano=held_nano),
-                    answer,
-                    status,
-                )
-            now_ms = answer.now_ms
-        raise rebuilding("the budgets' windows are turning over; try again in a second")
+    def _exhausted(self, attempt: "_Attempt", amount_nano: int, answer: Refused, rule: RouteRule) -> RefusedError:
+        first = attempt.view.budgets.find(answer.exhausted[0].budget_id)
+        status = rule.budget_status or BUDGET_STATUS
+        return self._denier.exhausted(
+            attempt.transaction_id, attempt.facts, attempt.span, amount_nano, answer, status, first
+        )
 
-    async def _record(
-        self, attempt: "_Attempt", bound: Bound, held_nano: int, mode: EstimateMode, admitted: Admitted
-    ) -> None:
+    async def _record(self, attempt: "_Attempt", held: Held) -> None:
+        option, admitted = held.option, held.admitted
         reservation = Reservation(
             transaction_id=attempt.transaction_id,
             time_ms=admitted.now_ms,  # the fold compares it with other instants of the hot state's clock
-            facts=attempt.facts,
-            estimate_mode=mode,
-            input_tokens_bound=bound.input_tokens,
-            output_tokens_bound=bound.output_tokens,
-            held_nano=held_nano,
+            facts=option.facts,
+            estimate_mode=option.size.mode,
+            input_tokens_bound=option.bound.input_tokens,
+            output_tokens_bound=option.bound.output_tokens,
+            held_nano=option.size.amount_nano,
             charges=admitted.charges,
             expires_at_ms=admitted.expires_at_ms,
+            parent_charged=held.parent_charged,
+            would_block=held.would_block,
         )
         try:
             self._outbox.append([OutboxEvent(reservation, event_headers(attempt.span))])
         except (OutboxFullError, UnavailableError) as error:
-            self._release(attempt)
+            self._holder.release(attempt.facts.identity.org, attempt.transaction_id)
             raise backlog("this call can't be recorded, so it was not made; try again shortly") from error
-
-    def _release(self, attempt: "_Attempt") -> None:
-        """Takes a hold back that no call will end, off the call's way; its expiry would book money never spent."""
-        task = asyncio.create_task(self._release_patiently(attempt.facts.identity.org, attempt.transaction_id))
-        self._releasing.add(task)
-        task.add_done_callback(self._releasing.discard)
-
-    async def _release_patiently(self, org: str, transaction_id: str) -> None:
-        for pause_s in _RELEASE_PAUSES_S:
-            await asyncio.sleep(pause_s)
-            try:
-                await self._hot_state.release(org, transaction_id)
-            except UnavailableError:
-                continue
-            return
-        log.warning("hold_not_released", transaction_id=transaction_id, reason="the hot state is away")
 
     def _unknown_model(self, attempt: "_Attempt", vendor: str) -> RefusedError:
         message = f"model {attempt.asked.facts.model!r} of vendor {vendor!r} has no price, so its cost has no bound"
         return self._denied(attempt, "unknown_model", message, param="model")
 
+    def _session_required(self, attempt: "_Attempt", needy: Applicable) -> RefusedError:
+        header = self._denier.session_header
+        message = (
+            f"budget {needy.budget_id} of {needy.scope} caps each session, and this call names none; "
+            f"send the session's name in {header}"
+        )
+        return self._denied(attempt, "session_required", message, param=header)
+
     def _denied(self, attempt: "_Attempt", code: str, message: str, *, param: str | None = None) -> RefusedError:
         return self._denier.denied(attempt.transaction_id, attempt.facts, attempt.span, 400, code, message, param=param)
-
-
-def calibration_key(facts: CallFacts) -> Key:
-    """What calls must have in common for their costs to tell of each other."""
-    return facts.identity.org, facts.vendor, facts.model_priced, facts.route
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ import uvloop
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.adapters import telemetry
+from services.adapters.cel import Cel
 from services.adapters.config import Settings
 from services.adapters.http_transport import HttpxTransport
 from services.adapters.outbox import SqliteOutbox
@@ -22,7 +23,9 @@ from services.adapters.publisher import Publisher
 from services.adapters.secrets import Secrets, load_master_key
 from services.adapters.topics import load_topics
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
-from services.adapters.valkey_connection import ValkeyConnection
+from services.adapters.valkey_answers import ValkeyAnswers
+from services.adapters.valkey_breaker import GuardedConnection
+from services.adapters.valkey_connect import connect
 from services.adapters.valkey_jobs import ValkeyJobs
 from services.core.ports import EventLog, OutboxEvent, UnavailableError
 from services.gateway.assemble import Assembly, Options, Ports, assemble
@@ -81,7 +84,7 @@ async def _serve(settings: Settings, secrets: Secrets, outbox: SqliteOutbox, lis
     publisher = Publisher(
         outbox, event_log, on_published=telemetry.PUBLISHED.inc, on_failure=_failing("publishing_failed")
     )
-    connection = ValkeyConnection(settings.redis_url)
+    connection = GuardedConnection(connect(settings.redis_url), _circuit_changed)
     hot_state = ValkeyHotState(connection)
     vendors = HttpxTransport()
     relay_transport = httpx.AsyncHTTPTransport()
@@ -90,10 +93,13 @@ async def _serve(settings: Settings, secrets: Secrets, outbox: SqliteOutbox, lis
         hot_state=hot_state,
         outbox=_WakingOutbox(outbox, publisher.wake),
         jobs=ValkeyJobs(connection),
+        answers=ValkeyAnswers(connection),
+        expressions=Cel(),
         vendors=vendors,
         relay_transport=relay_transport,
         open_sealed=secrets.open,
         pepper=secrets.pepper,
+        internal_token=secrets.internal_token,
         observer=_Metrics(),
         tracing=_OpenTelemetry() if settings.otlp_endpoint else PassOn(),
     )
@@ -126,6 +132,7 @@ async def _run_until_stopped(
     beside = {
         asyncio.create_task(polling),
         looking,
+        asyncio.create_task(assembly.holds.run()),
         asyncio.create_task(_publish(event_log, publisher)),
         asyncio.create_task(_keep_gauges(outbox, assembly)),
     }
@@ -186,6 +193,12 @@ async def _keep_gauges(outbox: SqliteOutbox, assembly: Assembly) -> None:
         age_s = assembly.snapshots.age_s()
         if age_s is not None:
             telemetry.SNAPSHOT_AGE.set(age_s)
+        config_age_s = assembly.snapshots.config_age_s()
+        if config_age_s is not None:
+            telemetry.CONFIG_AGE.set(config_age_s)
+        control_age_s = assembly.snapshots.control_age_s()
+        if control_age_s is not None:
+            telemetry.CONTROL_AGE.set(control_age_s)
         await asyncio.sleep(_GAUGE_INTERVAL_S)
 
 
@@ -212,6 +225,13 @@ def _options(settings: Settings) -> Options:
         vendor_timeout_s=settings.vendor_timeout_s,
         poll_interval_s=settings.poll_interval_s,
     )
+
+
+def _circuit_changed(server: str, is_open: bool) -> None:
+    telemetry.CIRCUIT_OPEN.labels(server).set(int(is_open))
+    if is_open:
+        telemetry.CIRCUIT_TRIPS.labels(server).inc()
+    log.warning("hot_state_left_alone" if is_open else "hot_state_asked_again", server=server)
 
 
 def _stop(server: Server) -> None:

@@ -12,6 +12,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 # Larger bodies take long enough to read that other calls would notice.
 READ_IN_THREAD_BYTES: Final = 256 * 1024
+# A body that took longer than this may have begun under another configuration: who asks, for what, is looked up again.
+AT_ONCE_NS: Final = 50_000_000
 # How much of a body that is too large is read and dropped, so that the caller is still listening when it is refused.
 _DRAIN_BYTES: Final = 256 * 1024 * 1024
 _DRAIN_S: Final = 20.0

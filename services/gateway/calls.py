@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from urllib.parse import unquote_plus
 
 from services.core.identity import Identity, is_key_text
-from services.gateway.admit import AdmittedCall, Admitter, Asked
-from services.gateway.body import READ_IN_THREAD_BYTES, ClientGoneError, Message, Receive, Send, read_body
+from services.gateway.admit import Admitter, Asked
+from services.gateway.body import AT_ONCE_NS, READ_IN_THREAD_BYTES, ClientGoneError, Message, Receive, Send, read_body
 from services.gateway.connect import Choice, Connector, likely_dialect, own_key
 from services.gateway.deliver import Delivery
+from services.gateway.extend import CutOffError
 from services.gateway.fallback import Fallbacks
 from services.gateway.forward import VendorFailedError
 from services.gateway.free import FreeCalls
@@ -21,9 +22,10 @@ from services.gateway.jobs.submit import Submissions
 from services.gateway.jobs.watch import Watch
 from services.gateway.models import ModelList
 from services.gateway.observe import Observer
-from services.gateway.refusal import RefusedError
+from services.gateway.refusal import RefusedError, rebuilding
+from services.gateway.renew import LiveHold, LiveHolds
 from services.gateway.respond import ResponseHeaders, send_refusal
-from services.gateway.settle import Settled, Settler
+from services.gateway.settle import Settled, Settler, at_bound
 from services.gateway.snapshots import OrgView
 from services.gateway.table import Place, RouteTable
 from services.gateway.timing import Timing
@@ -41,6 +43,7 @@ class Serving:
     connector: Connector
     admitter: Admitter
     fallbacks: Fallbacks
+    holds: LiveHolds
     settler: Settler
     free: FreeCalls
     watch: Watch
@@ -64,7 +67,7 @@ class GovernedCalls:
 
     async def serve(self, scope: Message, receive: Receive, send: Send, place: Place) -> None:
         """Serves one request to a place of a vendor's API."""
-        timing = Timing()
+        timing, asked_place = Timing(), place
         serving = self._serving
         dialect = place.candidates[0].dialect if place.candidates else dialect_of(place.vendor or "")
         try:
@@ -91,6 +94,11 @@ class GovernedCalls:
             timing.identified_ns = time.perf_counter_ns()
             body = await read_body(receive, headers.content_length, self._serving.max_body_bytes)
             timing.read_ns = time.perf_counter_ns()
+            took_ns = timing.read_ns - timing.identified_ns
+            if took_ns > AT_ONCE_NS or await serving.admitter.view(identity.org) is not view:
+                identity = await serving.authenticator.identify(headers)
+                view = await serving.admitter.view(identity.org)
+                choice = self._chosen_anew(scope["method"], headers, asked_place, view, choice)
             request = RouteRequest(
                 choice.candidate.route, body, choice.candidate.params, query, headers.content_type, headers.forwarded
             )
@@ -102,7 +110,23 @@ class GovernedCalls:
             return
         except ClientGoneError:
             return
-        await self._carry_out(call, view, headers, receive, send, rewrite)
+        hold = serving.holds.begin(call)
+        try:
+            await self._carry_out(hold, view, headers, receive, send, rewrite)
+        finally:
+            serving.holds.end(hold)
+
+    def _chosen_anew(self, method: str, headers: CallHeaders, place: Place, view: OrgView, before: Choice) -> Choice:
+        """What is meant by the configuration of when the body was there. Raises `RefusedError`."""
+        connector = self._serving.connector
+        if not place.candidates:
+            dialect = connector.spoken(view.snapshot, headers, place)
+            place = unpriced_place(method, place, dialect, view, self._serving.table)
+        choice = connector.choose(view.snapshot, headers, place)
+        now, then = choice.candidate, before.candidate
+        if (now.dialect, now.route.billing) != (then.dialect, then.route.billing):
+            raise rebuilding("the vendor's connection was changed while this request came; send it again")
+        return choice
 
     async def _asked(
         self,
@@ -137,19 +161,23 @@ class GovernedCalls:
 
     async def _carry_out(
         self,
-        call: AdmittedCall,
+        hold: LiveHold,
         view: OrgView,
         headers: CallHeaders,
         receive: Receive,
         send: Send,
         rewrite: Rewrite | None,
     ) -> None:
-        dialect = call.asked.candidate.dialect
+        dialect = hold.call.asked.candidate.dialect
+        settled: Settled | None = None
         try:
-            call, response = await self._serving.fallbacks.send(call, view, headers.forwarded)
+            response = await self._serving.fallbacks.send(hold, view, headers.forwarded)
+        except CutOffError as cut:
+            settled = self._serving.settler.settle(hold.call, "cut_off", at_bound(hold.call), cut.refusal.status)
+            await send_refusal(send, dialect, cut.refusal, self._names.of_call(hold.call, settled))
+            return
         except VendorFailedError as failure:
             status, code = (504, "vendor_timeout") if failure.timed_out else (502, "vendor_unreachable")
-            settled: Settled | None = None
             if failure.was_sent and failure.call.asked.job is not None:
                 self._serving.keeper.settle_at_bound(failure.call, status)
             else:
@@ -160,7 +188,7 @@ class GovernedCalls:
             await send_refusal(send, dialect, refusal, self._names.of_call(failure.call, settled))
             return
         delivery = Delivery(
-            call=call,
+            hold=hold,
             response=response,
             dialect=dialect,
             settler=self._serving.settler,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from services.core.billing import BYOK, METERED, AuthMode
 from services.core.dialects import default_base_url, default_dialect
 from services.core.identity import IdentityError, check_name, is_key_text
 from services.core.snapshot import Connection, Snapshot
@@ -104,6 +105,13 @@ class Connector:
         dialect = default_dialect(vendor)
         base_url = default_base_url(vendor, dialect)
         return None if base_url is None else Connection(vendor, dialect, base_url, None, vendor)
+
+    def auth_mode(self, snapshot: Snapshot, vendor: str, *, brings_key: bool) -> AuthMode:
+        """How a call of the vendor is paid for: by the caller's own key, else as the org's connection says (BU-7)."""
+        if brings_key:
+            return BYOK
+        found = self.connection(snapshot, vendor, brings_key=False)
+        return METERED if found is None else found.auth_mode
 
     def speaking(self, dialect: Dialect, snapshot: Snapshot, vendor: str, *, brings_key: bool) -> Connection:
         """The connection to a vendor that speaks that dialect; raises `ValueError` saying what is in the way."""

@@ -52,6 +52,8 @@ _NOT_FOR_VENDORS: Final = HOP_BY_HOP | {
 # Where clients of all vendors send their keys, ours among them.
 _KEY_ORDER: Final = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
 _CREDENTIALS: Final = frozenset((*(name.encode() for name in _KEY_ORDER), b"x-vendor-key"))
+# Claude Code names its session in every request of it (CLIENTS.md).
+_CLAUDE_CODE_SESSION: Final = b"x-claude-code-session-id"
 _PLAIN_CONNECTION: Final = frozenset((b"keep-alive", b"close"))
 _TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _MAX_TRACESTATE_BYTES: Final = 512
@@ -65,7 +67,8 @@ class CallHeaders:
     `key` is the caller's Farthing key, `vendor_key` the caller's own key of the vendor (GW-2), `credentials` what came
     in headers that vendors take keys in, by name. `spend` holds every prefixed header by its lower-case name;
     `forwarded` those a vendor may see, in order; `trace` the caller's ``traceparent`` and ``tracestate``.
-    `content_length` is None when it is not known.
+    `client_session` is what the client itself calls its session, in a header of its own. `content_length` is None when
+    it is not known.
     """
 
     key: str | None = field(default=None, repr=False)
@@ -76,6 +79,7 @@ class CallHeaders:
     forwarded: list[tuple[bytes, bytes]] = field(default_factory=list)
     trace: dict[str, str] = field(default_factory=dict)
     content_length: int | None = None
+    client_session: str | None = None
 
 
 class HeaderReader:
@@ -111,6 +115,8 @@ class HeaderReader:
                 found.forwarded.append((name, value))
                 if name == b"content-type":
                     found.content_type = value.decode("latin-1")
+                elif name == _CLAUDE_CODE_SESSION:
+                    found.client_session = value.decode("latin-1")
         if "traceparent" not in found.trace:
             found.trace.clear()
         if nominated:

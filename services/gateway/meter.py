@@ -48,6 +48,15 @@ class Meter(Protocol):
     def has_text(self) -> bool:
         """Whether text of a streamed answer has been seen."""
 
+    def progress(self) -> tuple[int, int]:
+        """The most text that there can be in what was fed so far, in bytes, and how much of it is the answer's own.
+
+        Summaries of thoughts are none of its own. A token is at least one byte.
+        """
+
+    def so_far(self) -> Reading:
+        """What a stream has said of its own use by now."""
+
     def feed(self, chunk: bytes) -> bytes:
         """The bytes to hand on: the chunk itself, but for a usage chunk that is hidden."""
 
@@ -85,10 +94,23 @@ def _media_type(headers: Mapping[bytes, bytes]) -> bytes:
     return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
-class _FreeMeter:
-    """A refusal or failure of the vendor's: nothing was used."""
+_NOTHING_SAID: Final = Reading({}, 0, complete=False)
+
+
+class _NoStream:
+    """The part of a meter that only streams have something to tell by."""
 
     has_text = False
+
+    def progress(self) -> tuple[int, int]:
+        return 0, 0
+
+    def so_far(self) -> Reading:
+        return _NOTHING_SAID
+
+
+class _FreeMeter(_NoStream):
+    """A refusal or failure of the vendor's: nothing was used."""
 
     def feed(self, chunk: bytes) -> bytes:
         return chunk
@@ -97,10 +119,8 @@ class _FreeMeter:
         return b"", Metered({}, "none", complete=True)
 
 
-class _BodyMeter:
+class _BodyMeter(_NoStream):
     """One JSON body."""
-
-    has_text = False
 
     def __init__(self, facts: RequestFacts, headers: Mapping[bytes, bytes]) -> None:
         self._facts = facts
@@ -129,6 +149,13 @@ class _StreamMeter:
     def has_text(self) -> bool:
         """Whether text of the answer has been seen; what can't be read is none."""
         return self._reader.has_text
+
+    def progress(self) -> tuple[int, int]:
+        seen_bytes, own_bytes = self._reader.progress()
+        return seen_bytes + self._decoder.unread_bytes, own_bytes
+
+    def so_far(self) -> Reading:
+        return self._reader.so_far()
 
     def feed(self, chunk: bytes) -> bytes:
         if self._hides:

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+from services.core.matching import BudgetIndex
+from services.core.parts import budget_of_key
+
 
 class RefusedError(Exception):
     """A call that ends before the vendor sees it (or whose vendor never answered).
@@ -32,6 +35,16 @@ class RefusedError(Exception):
 def rebuilding(message: str) -> RefusedError:
     """The spend state can't be trusted or reached: nothing may be let through (GW-9)."""
     return RefusedError(503, "state_rebuilding", message, headers=((b"retry-after", b"1"),))
+
+
+def require_part(budgets: BudgetIndex, key_id: str) -> None:
+    """Raises `RefusedError` (503) for the key of a part (BU-9) whose budget is not in force here yet, or no more.
+
+    Keys and budgets become known by ways of their own; without its budget the key would spend what it was carved from.
+    """
+    budget_id = budget_of_key(key_id)
+    if budget_id is not None and budgets.find(budget_id) is None:
+        raise rebuilding("this key's part of a budget is not in force here yet, or has ended; try again in a second")
 
 
 def backlog(message: str) -> RefusedError:

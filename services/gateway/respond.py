@@ -8,6 +8,7 @@ from services.core.money import format_usd
 from services.gateway.admit import AdmittedCall
 from services.gateway.body import Send
 from services.gateway.headers import CONTROL, DEFAULT_PREFIX, Headers, end_to_end
+from services.gateway.hold import FAIL_OPEN
 from services.gateway.refusal import RefusedError
 from services.gateway.settle import Settled
 from services.gateway.vendors import Dialect
@@ -35,6 +36,7 @@ class ResponseHeaders:
         self._cost = start + b"cost"
         self._tokens_in = start + b"tokens-in"
         self._tokens_out = start + b"tokens-out"
+        self._fail_open = start + b"fail-open"
 
     def of_vendor(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         """A vendor's response headers as they go on, without its content length and what no server may send."""
@@ -53,6 +55,8 @@ class ResponseHeaders:
             (self._retries, b"%d" % max(0, len(call.attempts) - 1)),
             (self._overhead, b"%d.%03d" % divmod(overhead_us, 1000)),
         ]
+        if FAIL_OPEN in call.facts.flags:
+            headers.append((self._fail_open, b"true"))
         if call.standing is not None:
             remaining_nano = call.standing.remaining_nano
             if settled is not None and settled.remaining_nano is not None:

@@ -6,8 +6,12 @@ from typing import Final
 
 from services.gateway.body import Message, Receive, Send
 from services.gateway.calls import GovernedCalls
+from services.gateway.delegations.serve import PATH as BUDGETS
+from services.gateway.delegations.serve import DelegationApi
 from services.gateway.refusal import RefusedError
 from services.gateway.relay import Relay
+from services.gateway.reservations.serve import PATH as RESERVATIONS
+from services.gateway.reservations.serve import ReservationApi
 from services.gateway.respond import send_ok, send_plain, send_refusal
 from services.gateway.table import Place, RouteTable, spelled
 from services.gateway.vendors import Dialect
@@ -18,7 +22,10 @@ Readiness = Callable[[], Awaitable[str | None]]
 # What most calls' paths begin with, so that nothing else needs to be looked at first.
 _VERSIONED: Final = ("/v1/", "/v1beta/", "/v2/")
 _CONTROL_PATHS: Final = ("/api", "/docs", "/openapi.json", "/redoc")
-_LEDGER_PATHS: Final = ("/v1/transactions", "/v1/spend", "/v1/estimates", "/v1/reconciliation")
+_LEDGER_PATHS: Final = (
+    *("/v1/transactions", "/v1/spend", "/v1/estimates", "/v1/reconciliation"),
+    "/api/admin/billing/spend",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,8 @@ class Surface:
     calls: GovernedCalls
     control: Relay
     ledger: Relay
+    reservations: ReservationApi
+    delegations: DelegationApi
     readiness: Readiness
 
 
@@ -48,6 +57,10 @@ class Gateway:
             await send_plain(send, 404, "not_found", f"there is nothing at {path[:200]}")
         elif _is_below(path, _LEDGER_PATHS):
             await surface.ledger.serve(scope, receive, send)
+        elif _is_below(path, (RESERVATIONS,)):
+            await surface.reservations.serve(scope, receive, send)
+        elif _is_below(path, (BUDGETS,)):
+            await surface.delegations.serve(scope, receive, send)
         elif path.startswith(_VERSIONED):
             await self._vendor_path(scope, receive, send)
         elif path in ("/healthz", "/readyz"):

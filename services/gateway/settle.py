@@ -9,14 +9,16 @@ import structlog
 
 from services.core.budgets import Standing
 from services.core.calibrate import Calibration
-from services.core.estimate import unseen_tokens, within_bound
+from services.core.estimate import Bound, unseen_tokens, within_bound
 from services.core.events import ComponentCost, Outcome, Settlement, UsageSource
 from services.core.money import format_usd
 from services.core.ports import OutboxEvent, OutboxFullError, UnavailableError
 from services.core.pricing import price_usage, unpriced_contexts, unpriced_counts
-from services.gateway.admit import AdmittedCall, calibration_key
+from services.gateway.admit import AdmittedCall
+from services.gateway.extend import covered_tokens
 from services.gateway.meter import Metered
 from services.gateway.observe import Observer, event_headers
+from services.gateway.options import calibration_key
 from services.gateway.record import Recorder
 from services.gateway.vendors import RequestFacts
 
@@ -56,8 +58,9 @@ class Settler:
 
     def settle(self, call: AdmittedCall, outcome: Outcome, metered: Metered, http_status: int) -> Settled:
         """Prices what was used and records it. Call once a call."""
+        metered, bound = _within_hold(call, outcome, metered)
         reported = () if metered.reading is None else metered.reading.usage
-        usage = within_bound(_at_most(call, metered), metered.source, call.bound, reported)
+        usage = within_bound(_at_most(call, metered), metered.source, bound, reported)
         context = price_context(call.request, metered)
         components: tuple[ComponentCost, ...] = ()
         if metered.source != "none":
@@ -81,6 +84,8 @@ class Settler:
             price_context=context,
             unpriced=(*unpriced_counts(call.price, usage, context), *unpriced_contexts(call.price, context)),
             attempts=tuple(call.attempts),
+            parent_charged=call.parent_charged,
+            admitted_at_ms=call.admitted_at_ms,
         )
         try:
             self._outbox.append([OutboxEvent(settlement, event_headers(call.span))])
@@ -124,6 +129,22 @@ def at_bound(call: AdmittedCall) -> Metered:
         **call.request.counted,
     }
     return Metered(usage, "estimated", complete=False)
+
+
+def _within_hold(call: AdmittedCall, outcome: Outcome, metered: Metered) -> tuple[Metered, Bound]:
+    """What was used, and its bound. A stream that is held by steps and ended early never costs more than was held.
+
+    All that came was within the hold, or was not handed on. Of that last piece, even a vendor's own count is taken for
+    an estimate: what had been written when the vendor learned of the end, its answer can't say.
+    """
+    if call.estimate_mode != "stepped" or outcome not in ("partial", "cut_off"):
+        return metered, call.bound
+    bound = replace(call.bound, output_tokens=covered_tokens(call))
+    reading = metered.reading
+    if reading is not None and reading.usage.get("output_tokens", 0) > bound.output_tokens:
+        known = {name: count for name, count in reading.usage.items() if name != "output_tokens"}
+        metered = replace(metered, source="estimated", reading=replace(reading, usage=known, complete=True))
+    return metered, bound
 
 
 def _at_most(call: AdmittedCall, metered: Metered) -> Mapping[str, int]:

@@ -8,8 +8,8 @@ from typing import Final
 
 import structlog
 
-from services.core.budgets import BudgetIndex
 from services.core.catalog import Catalog, CatalogError, decode_catalog
+from services.core.matching import BudgetIndex, Expressions
 from services.core.ports import Directory, UnavailableError
 from services.core.pricebook import PriceBook
 from services.core.snapshot import Snapshot, decode_snapshot
@@ -18,6 +18,8 @@ log = structlog.get_logger()
 
 _CATALOGS_KEPT: Final = 8
 _REMEDY: Final = "run the gateway in the release of control"
+# A snapshot of some hundred budgets or more takes so long that other calls would notice.
+_READ_IN_THREAD_BYTES: Final = 65_536
 _MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -52,16 +54,23 @@ class OrgView:
 class Snapshots:
     """Views of orgs, loaded when first asked for and reloaded when control has published something newer.
 
-    `on_change` is called when anything may have changed, before views are reloaded.
+    `on_change` is called when anything may have changed, before views are reloaded. `expressions` compiles those of
+    budgets.
     """
 
     def __init__(
-        self, directory: Directory, clock: HotClock, on_change: Callable[[], None], poll_interval_s: float
+        self,
+        directory: Directory,
+        clock: HotClock,
+        on_change: Callable[[], None],
+        poll_interval_s: float,
+        expressions: Expressions | None = None,
     ) -> None:
         self._directory = directory
         self._clock = clock
         self._on_change = on_change
         self._poll_interval_s = poll_interval_s
+        self._expressions = expressions
         self._views: dict[str, OrgView] = {}
         self._loading: dict[str, asyncio.Task[OrgView]] = {}
         self._catalogs: dict[str, Catalog] = {}
@@ -69,6 +78,8 @@ class Snapshots:
         self._generation: int | None = None
         self._outdated = True
         self._seen_s: float | None = None
+        self._current_s: float | None = None
+        self._control_ms: int | None = None
         self._wake = asyncio.Event()
 
     @property
@@ -76,9 +87,30 @@ class Snapshots:
         """The publication last seen; None when the hot state is bare or has not been reached yet."""
         return self._generation
 
+    @property
+    def orgs(self) -> tuple[str, ...]:
+        """The orgs that are held in memory."""
+        return tuple(self._views)
+
+    @property
+    def has_fail_open(self) -> bool:
+        """Whether a route of any org that is held in memory lets calls pass without the spend state (GW-9)."""
+        return any(rule.fail_open for view in self._views.values() for rule in view.snapshot.rules)
+
     def age_s(self) -> float | None:
         """Seconds since the hot state was last reached; None before the first time."""
         return None if self._seen_s is None else time.monotonic() - self._seen_s
+
+    def control_age_s(self) -> float | None:
+        """Seconds since control last said that it is there; None when it never did."""
+        return None if self._control_ms is None else max(0, self._clock.now_ms() - self._control_ms) / 1000
+
+    def config_age_s(self) -> float | None:
+        """Seconds since every view was last known to be what control has published; None before the first time.
+
+        Calls go on by the last views for as long as it takes (CO-4).
+        """
+        return None if self._current_s is None else time.monotonic() - self._current_s
 
     async def view(self, org: str) -> OrgView:
         """The view of an org; raises `UnavailableError` when it can't be had."""
@@ -117,17 +149,30 @@ class Snapshots:
         pulse = await self._directory.pulse()
         self._seen_s = time.monotonic()
         self._clock.learn(pulse.now_ms)
+        self._control_ms = pulse.control_seen_ms or self._control_ms
         if pulse.generation == self._generation and not self._outdated:
+            self._note_current()
             return
-        self._on_change()
+        if pulse.generation is not None:  # a bare state says nothing of what is cached: what fails open goes on by it
+            self._on_change()
         self._outdated = True
         self._outdated = pulse.generation is not None and await self._refresh()
         self._generation = pulse.generation
+        self._note_current()
+
+    def _note_current(self) -> None:
+        unread = any(
+            org in self._views and version > self._views[org].snapshot.version
+            for org, version in self._unreadable.items()
+        )
+        if self._generation is not None and not self._outdated and not unread:
+            self._current_s = self._seen_s
 
     async def _refresh(self) -> bool:
         """Reloads what is older than what control has published; true when something still is."""
         published = await self._directory.published_versions()
         outdated = False
+        failure: UnavailableError | None = None
         for org in {*self._views, *self._loading}:
             view = self._views.get(org)
             if org not in published:
@@ -144,6 +189,10 @@ class Snapshots:
                     # Reading it again changes nothing: the next publication is the next try, for this org alone.
                     self._unreadable[org] = published[org]
                     log.error("publication_unreadable", org=org, config_version=published[org], reason=str(error))
+                except UnavailableError as error:  # of a cluster one server may be away: the other orgs are seen to
+                    failure = error
+        if failure is not None:
+            raise failure
         return outdated
 
     async def _load(self, org: str) -> OrgView:
@@ -159,8 +208,10 @@ class Snapshots:
         if body is None:
             raise UnavailableError(f"org {org} has not been published")
         try:
-            snapshot = decode_snapshot(body)
-            budgets = BudgetIndex(snapshot.budgets)
+            if len(body) > _READ_IN_THREAD_BYTES:
+                snapshot, budgets = await asyncio.to_thread(self._compile, body)
+            else:
+                snapshot, budgets = self._compile(body)
         except _MALFORMED as error:
             raise UnreadableError(f"the snapshot of org {org} can't be read: {error!r}; {_REMEDY}") from error
         catalog = await self._catalog(snapshot.catalog_version)
@@ -171,6 +222,10 @@ class Snapshots:
         view = OrgView(snapshot, budgets, prices)
         self._views[org] = view
         return view
+
+    def _compile(self, body: bytes) -> tuple[Snapshot, BudgetIndex]:
+        snapshot = decode_snapshot(body)
+        return snapshot, BudgetIndex(snapshot.budgets, self._expressions)
 
     async def _catalog(self, version: str) -> Catalog:
         catalog = self._catalogs.get(version)

@@ -12,8 +12,9 @@ class Timing:
     `tried_ns` is when it was last sent, `text_ns` when the first text of the answer came, 0 for not yet.
     """
 
-    started_wall_ns: int = field(default_factory=time.time_ns)
-    started_ns: int = field(default_factory=time.perf_counter_ns)
+    # Asked for by name when a call begins, so that a simulation's clock is asked, too.
+    started_wall_ns: int = field(default_factory=lambda: time.time_ns())
+    started_ns: int = field(default_factory=lambda: time.perf_counter_ns())
     identified_ns: int = 0
     read_ns: int = 0
     decided_ns: int = 0

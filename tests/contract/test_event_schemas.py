@@ -14,8 +14,9 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from services.adapters.schemas import schemas_folder
 from services.adapters.topics import TopicDocument, load_topics, read_documents
+from services.core.alerts import ALERT_TYPES, ThresholdCrossed, alert_message, decode_alert, encode_alert
 from services.core.codec import cloud_event_headers, decode, encode
-from services.core.events import EVENT_TYPES, Stamped
+from services.core.events import EVENT_TYPES, Settlement, Stamped
 from tests.support.examples import EXAMPLES, FOLDER, SETTLEMENT
 from tests.support.schemas import event_schemas, validate_event
 from tests.support.strategies import stamped_events
@@ -24,7 +25,22 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # The package's own models shadow a method of pydantic's.
     from asyncapi3.models import AsyncAPI3
 
-FILES = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in FOLDER.rglob("*") if path.is_file()}
+FILES = {
+    path.relative_to(FOLDER).as_posix(): path.read_bytes()
+    for path in FOLDER.rglob("*")
+    if path.is_file() and ThresholdCrossed.TOPIC not in path.parts
+}
+CROSSED = ThresholdCrossed(
+    org="default",
+    budget_id="bud_ml_month",
+    scope="team:ml",
+    window="c:1717200000000:1719792000000",
+    percent=85,
+    limit_nano=500_000_000_000,
+    spent_nano=425_013_370_000,
+    config_version=7,
+    time_ms=1_718_028_219_188,
+)
 ASYNCAPI: dict[str, Any] = yaml.safe_load((FOLDER.parent / "asyncapi.yaml").read_bytes())
 DOCUMENTS = {document.name: document for document in read_documents(schemas_folder("topics"))}
 
@@ -37,7 +53,9 @@ def test_the_schemas_are_schemas(name: str) -> None:
 
 
 def test_every_event_type_has_a_schema() -> None:
-    assert event_schemas().keys() == {f"{kind}.schema.json" for kind in EVENT_TYPES} | {"common.v1.schema.json"}
+    assert event_schemas().keys() == {f"{kind}.schema.json" for kind in {**EVENT_TYPES, **ALERT_TYPES}} | {
+        "common.v1.schema.json"
+    }
 
 
 def test_the_examples_are_the_documented_ones() -> None:
@@ -99,7 +117,17 @@ def every_field(fields: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple
 
 
 # Fields that a later release has added: events of the first do without them, and are read as these.
-ADDED: dict[str, Any] = {"estimate_mode": "strict", "price_context": {}, "unpriced": (), "attempts": ()}
+ADDED: dict[str, Any] = {
+    "estimate_mode": "strict",
+    "price_context": {},
+    "unpriced": (),
+    "attempts": (),
+    "parent_charged": (),
+    "would_block": (),
+    "admitted_at": 0,
+    "flags": (),
+    "billing_class": "metered.sandbox",
+}
 
 
 def test_the_schemas_require_every_field_that_is_written_but_for_later_ones() -> None:
@@ -114,8 +142,17 @@ def test_an_event_of_the_first_release_is_read() -> None:
     value = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     validate_event(value)
     read = decode(value).event
-    assert {key: getattr(read, key) for key in ADDED} == ADDED
-    assert replace(read, attempts=SETTLEMENT.attempts) == SETTLEMENT
+    assert isinstance(read, Settlement)
+    seen = {
+        **{key: getattr(read, key) for key in ("estimate_mode", "price_context", "unpriced", "attempts")},
+        "parent_charged": read.parent_charged,
+        "would_block": (),
+        "admitted_at": read.admitted_at_ms,
+        "flags": read.facts.flags,
+        "billing_class": read.facts.billing_class,
+    }
+    assert seen == ADDED
+    assert replace(read, attempts=SETTLEMENT.attempts, admitted_at_ms=SETTLEMENT.admitted_at_ms) == SETTLEMENT
 
 
 @pytest.mark.parametrize(("name", "path"), REQUIRED, ids=str)
@@ -133,17 +170,48 @@ def test_a_missing_field_is_invalid_and_unreadable(name: str, path: tuple[str | 
 
 
 def test_the_topics_are_those_the_events_go_to() -> None:
-    sources = {event.TOPIC for event in EVENT_TYPES.values()}
+    sources = {event.TOPIC for event in {**EVENT_TYPES, **ALERT_TYPES}.values()}
     assert {topic.name for topic in load_topics()} == sources | {f"{name}.dlq" for name in sources}
 
 
-@pytest.mark.parametrize("name", [name for name, document in DOCUMENTS.items() if document.events])
+@pytest.mark.parametrize("name", sorted({event.TOPIC for event in EVENT_TYPES.values()}))
 def test_the_declared_headers_are_those_a_message_carries(name: str) -> None:
     required = [header.name for header in DOCUMENTS[name].headers if header.required]
     optional = [header.name for header in DOCUMENTS[name].headers if not header.required]
     for stamped in EXAMPLES.values():
         assert [header for header, _ in cloud_event_headers(stamped)] == required
     assert optional == ["traceparent", "tracestate"]
+
+
+def test_an_alert_is_what_is_published_about_it() -> None:
+    file = FOLDER / "spend.alerts.v1/1/threshold-crossed.json"
+    assert [each for each in file.parent.parent.rglob("*") if each.is_file()] == [file]
+    validate_event(file.read_bytes())
+    assert decode_alert(file.read_bytes()) == CROSSED
+    assert encode_alert(CROSSED) == file.read_bytes()
+    message = alert_message(CROSSED)
+    headers = DOCUMENTS[message.topic].headers
+    assert [header for header, _ in message.headers] == [header.name for header in headers if header.required]
+    assert all(header.required for header in headers)
+    assert dict(message.headers)["ce_id"] == b"threshold:bud_ml_month:c:1717200000000:1719792000000:85/1"
+    assert message.key == b"default"
+
+
+def test_an_alert_with_a_long_name_is_valid_and_still_its_own() -> None:
+    long = replace(CROSSED, budget_id="bud_1@" + "a" * 90, window="s:" + "b" * 128)
+    validate_event(encode_alert(long))
+    assert decode_alert(encode_alert(long)) == long
+    assert long.producer != replace(long, percent=60).producer
+
+
+@pytest.mark.parametrize("field", json.loads(encode_alert(CROSSED)))
+def test_an_alert_without_a_field_is_invalid_and_unreadable(field: str) -> None:
+    fields = {name: value for name, value in json.loads(encode_alert(CROSSED)).items() if name != field}
+    value = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    with pytest.raises((ValidationError, KeyError)):
+        validate_event(value)
+    with pytest.raises(ValueError, match=f"field '{field}' is missing"):
+        decode_alert(value)
 
 
 def resolved(reference: str) -> Any:

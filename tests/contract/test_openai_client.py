@@ -11,9 +11,11 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from services.adapters.cel import Cel
 from services.adapters.http_transport import HttpxTransport
 from services.adapters.outbox import SqliteOutbox
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
+from services.adapters.valkey_answers import ValkeyAnswers
 from services.adapters.valkey_connection import ValkeyConnection
 from services.adapters.valkey_jobs import ValkeyJobs
 from services.core.budgets import propose
@@ -90,7 +92,18 @@ async def setting(tmp_path: Path, openai_vendor: StandInVendor) -> AsyncIterator
         await org.warm_up()
         await org.connect("openai", openai_vendor.url)
         key = await org.make_key(team="ml", agent="ada")
-        ports = Ports(directory, hot_state, outbox, vendors, Dead(), open_sealed, PEPPER, ValkeyJobs(connection))
+        ports = Ports(
+            directory,
+            hot_state,
+            outbox,
+            vendors,
+            Dead(),
+            open_sealed,
+            PEPPER,
+            ValkeyJobs(connection),
+            ValkeyAnswers(connection),
+            Cel(),
+        )
         async with serving(ports, options()) as gateway:
             await until(lambda: gateway.assembly.snapshots.generation is not None)
             yield Setting(gateway, org, openai_vendor, hot_state, outbox, key)

@@ -30,6 +30,7 @@ OPERATIONS = {
     "GET /api/v1/budgets",
     "PUT /api/v1/budgets",
     "GET /api/v1/budgets/{budget_id}",
+    "PATCH /api/v1/budgets/{budget_id}",
     "DELETE /api/v1/budgets/{budget_id}",
     "GET /api/v1/connections",
     "PUT /api/v1/connections/{vendor}",
@@ -50,6 +51,8 @@ OPERATIONS = {
     "POST /api/v1/catalogs/{version}/accept",
     "POST /api/v1/catalogs/{version}/reject",
     "GET /api/v1/audit",
+    "GET /api/admin/billing/cap-policy/{orgId}",
+    "PATCH /api/admin/billing/cap-policy/{orgId}",
 }
 
 
@@ -81,10 +84,13 @@ def test_the_ledgers_description_tells_what_callers_may_ask() -> None:
     filters = {"team", "agent", "vendor", "model", "since", "until"}
     assert parameters == {
         "GET /v1/transactions": filters | {"limit", "cursor", "state"},
-        "GET /v1/transactions/{transaction_id}": {"transaction_id"},
+        "GET /v1/transactions/{transaction_id}": {"transaction_id", "wait"},
         "GET /v1/spend": filters | {"by", "window", "zone"},
         "GET /v1/estimates": filters | {"window", "zone"},
         "GET /v1/reconciliation": set(),
+        "GET /api/admin/billing/spend": {
+            *("orgId", "window", "by", "billingClass", "project", "limit", "cursor"),
+        },
     }
     for operation in operations(ledger).values():
         assert operation["security"] == [{"key": []}]
@@ -128,7 +134,7 @@ def test_no_request_field_passes_unnoticed(description: dict[str, Any]) -> None:
         for name, operation in operations(description).items()
         if "requestBody" in operation and name != "POST /api/v1/catalogs"  # a document, kept with all that it says
     ]
-    assert len(bodies) == 10
+    assert len(bodies) == 12
     for name in bodies:
         assert description["components"]["schemas"][name]["additionalProperties"] is False
 
@@ -147,6 +153,7 @@ async def test_answers_have_the_form_they_are_described_with(
             ("GET", "agents", None), ("POST", "agents", {"name": "bob"}), ("GET", "keys", None), ("POST", "keys", {}),
             ("DELETE", f"keys/{key['key_id']}", None), ("GET", "budgets", None),
             ("PUT", "budgets", {"limit_usd": "1", "window": "1h"}), ("GET", f"budgets/{budget['budget_id']}", None),
+            ("PATCH", f"budgets/{budget['budget_id']}", {"limit_usd": "2"}),
             ("DELETE", f"budgets/{budget['budget_id']}", None), ("PUT", "connections/openai", {"api_key": "sk-1"}),
             ("GET", "connections", None), ("DELETE", "connections/openai", None),
             ("PATCH", "org", {"allow_unpriced_routes": True}),
@@ -158,6 +165,8 @@ async def test_answers_have_the_form_they_are_described_with(
             ("POST", f"catalogs/{imported}/reject", {"reason": "no"}),
             ("POST", "catalogs/proposals", {"version": imported}), ("POST", f"catalogs/{imported}/accept", None),
             ("GET", "audit", None),
+            ("PATCH", "/api/admin/billing/cap-policy/default", {"caps": {"byok.openai": {"daily": 1}}}),
+            ("GET", "/api/admin/billing/cap-policy/default", None),
         ]  # fmt: skip
         seen = set()
         for method, path, body in requests:
@@ -165,6 +174,8 @@ async def test_answers_have_the_form_they_are_described_with(
             template = f"{method} /api/v1/{path.partition('?')[0]}".replace(key["key_id"], "{key_id}")
             template = template.replace(budget["budget_id"], "{budget_id}").replace(imported, "{version}")
             template = template.replace("gpt-4o", "{model}")
+            if path.startswith("/api/admin/"):
+                template = f"{method} /api/admin/billing/cap-policy/{{orgId}}"
             if path.startswith("connections/"):
                 template = f"{method} /api/v1/connections/{{vendor}}"
             described = operations(description)[template]["responses"][str(response.status_code)]

@@ -8,9 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.adapters.cel import Cel
 from services.adapters.http_transport import HttpxTransport
 from services.adapters.outbox import SqliteOutbox
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
+from services.adapters.valkey_answers import ValkeyAnswers
 from services.adapters.valkey_connection import ValkeyConnection
 from services.adapters.valkey_jobs import ValkeyJobs
 from services.core.events import HoldResized, Reservation, Settlement
@@ -84,6 +86,8 @@ async def rig(tmp_path: Path, valkey_url: str) -> AsyncIterator[Rig]:
             directory=directory,
             hot_state=hot_state,
             jobs=ValkeyJobs(connection),
+            answers=ValkeyAnswers(connection),
+            expressions=Cel(),
             outbox=outbox,
             vendors=transport,
             relay_transport=Dead(),

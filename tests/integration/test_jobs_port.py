@@ -59,6 +59,8 @@ JOB = Job(
     tries=2,
     gone=1,
     gone_from_ms=NOW_MS + 2,
+    parent_charged=("bud_0",),
+    admitted_at_ms=NOW_MS - 5,
 )
 
 
@@ -108,11 +110,13 @@ def test_a_job_comes_back_as_it_was() -> None:
 
 def test_a_record_of_before_counts_had_their_lines_can_be_read() -> None:
     fields = json.loads(encode_job(JOB))
-    del fields["gone"], fields["gone_from_ms"]
+    for name in ("gone", "gone_from_ms", "parent_charged", "admitted_at_ms"):
+        del fields[name]
     for name in ("line_counts", "counted", "line_counted"):
         del fields["parts"][0][name]
     part = replace(JOB.parts[0], line_counts={}, counted={}, line_counted={})
-    assert decode_job(json.dumps(fields).encode()) == replace(JOB, parts=(part,), gone=0, gone_from_ms=0)
+    before = replace(JOB, parts=(part,), gone=0, gone_from_ms=0, parent_charged=(), admitted_at_ms=0)
+    assert decode_job(json.dumps(fields).encode()) == before
 
 
 async def test_a_job_that_was_ended_is_not_kept_again_for_a_while(rig: JobsRig) -> None:

@@ -13,6 +13,7 @@ from services.core.events import Reservation, Settlement
 from services.core.money import parse_usd
 from services.gateway.observe import NoObserver
 from tests.support.gateway import DAY, PublishedOrg, ScriptedAnswer, World, chat, world
+from tests.support.growing import DONE, asking, reservation, resizes, streamed, text, usage
 
 
 class Watching(NoObserver):
@@ -205,3 +206,69 @@ async def test_dearer_calls_are_learned_too(there: World) -> None:
         await call(there, answer(tokens_out=60))
     dear, _ = await call(there, answer())
     assert dear.held_nano > cheap.held_nano
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+async def taught(there: World, tokens_out: int = 400) -> int:
+    """What a stream is held at by an org whose streams have cost so much; all that it held before is let go."""
+    await set_budgets(there, "calibrated")
+    for _ in range(LEAST_SAMPLES):
+        there.answer(streamed(usage(tokens_out), DONE))
+        await there.call(asking(max_tokens=10_000), x_spend_agent="ada")
+    state = there.hot_state.store.state("default")
+    for part in (state.windows, state.holds, state.due):
+        part.clear()
+    there.outbox.forget(10**9)
+    there.answer(streamed(usage(tokens_out), DONE))
+    await there.call(asking(max_tokens=10_000), x_spend_agent="ada")
+    held_nano = there.held_nano()
+    for part in (state.windows, state.holds, state.due):
+        part.clear()
+    there.outbox.forget(10**9)
+    return held_nano
+
+
+async def test_a_stream_that_likely_costs_more_than_was_learned_extends_its_hold(there: World) -> None:
+    held_nano = await taught(there)
+    # 20,000 bytes are likely 5,000 tokens, far more than the 400 of all before it.
+    pieces = [text(1_000) for _ in range(20)]
+    there.answer(streamed(*pieces, usage(5_000), DONE))
+    client = await there.call(asking(max_tokens=10_000), x_spend_agent="ada")
+    assert client.content == b"".join([*pieces, usage(5_000), DONE])
+    settlement = there.settlement()
+    assert (settlement.estimate_mode, settlement.outcome) == ("calibrated", "completed")
+    assert reservation(there).held_nano == held_nano < settlement.cost_nano <= settlement.held_nano
+    assert there.held_nano() == settlement.held_nano == resizes(there)[-1].held_nano
+
+
+async def test_a_stream_as_all_the_others_needs_no_extension(there: World) -> None:
+    await taught(there)
+    there.answer(streamed(*(text(100) for _ in range(12)), usage(300), DONE))
+    await there.call(asking(max_tokens=10_000), x_spend_agent="ada")
+    assert there.settlement().outcome == "completed"
+    assert len(resizes(there)) <= 1
+
+
+async def test_a_stream_that_likely_costs_more_than_its_budgets_have_is_ended(there: World) -> None:
+    held_nano = await taught(there)
+    await there.org.publish(budgets=(replace(there.org.snapshot.budgets[0], limit_nano=held_nano),))
+    await there.sync()
+    there.answer(streamed(*(text(1_000) for _ in range(20)), usage(5_000), DONE))
+    client = await there.call(asking(max_tokens=10_000), x_spend_agent="ada")
+    assert b'"code":"budget_exhausted"' in client.content
+    assert client.content.count(b"xxx") < 20 * 1_000
+    assert there.settlement().outcome == "cut_off"
+
+
+async def test_what_a_stream_says_of_its_input_counts(there: World) -> None:
+    """An input that alone costs more than was learned is seen as soon as it is told."""
+    held_nano = await taught(there)
+    tokens_in = 40_000
+    told = {"prompt_tokens": tokens_in, "completion_tokens": 1}
+    there.answer(streamed(text(10, usage=told), text(10), usage(5, tokens_in), DONE))
+    await there.call(asking(max_tokens=10_000), x_spend_agent="ada")
+    assert tokens_in * 150 > held_nano
+    # What is held is never more than the bound, which such an input is beyond.
+    assert resizes(there)[-1].held_nano > held_nano

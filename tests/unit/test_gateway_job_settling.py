@@ -1,22 +1,23 @@
 """What the end of a job teaches, and what picks the rates of its lines."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import pytest
 
 from services.core.calibrate import LEAST_SAMPLES, Calibration
 from services.core.catalog import catalog_of
-from services.core.events import Outcome
+from services.core.events import Outcome, Settlement
 from services.core.ports import OutboxEvent
 from services.core.pricebook import PriceBook
 from services.core.snapshot import UnknownModels
 from services.core.usage.reading import Reading
-from services.gateway.admit import calibration_key
 from services.gateway.jobs.lines import bound_lines
 from services.gateway.jobs.settle import JobSettler
 from services.gateway.jobs.tally import Tally
 from services.gateway.observe import NoObserver
+from services.gateway.options import calibration_key
 from tests.property.test_job_bounds import BATCH, NEEDED, batch, job_of
 
 ENTRY: Final = {
@@ -29,8 +30,11 @@ ENTRY: Final = {
 class Kept:
     """A recorder that keeps everything."""
 
+    def __init__(self) -> None:
+        self.events: list[OutboxEvent] = []
+
     def append(self, events: Sequence[OutboxEvent]) -> None:
-        pass
+        self.events.extend(events)
 
     def is_full(self) -> bool:
         return False
@@ -71,3 +75,13 @@ def test_only_what_was_reported_of_a_whole_job_is_learned_from(
         assert settler.settle(found.job, found, outcome)
     estimate = calibration.estimate(calibration_key(found.job.facts), found.job.bound_nano)
     assert (estimate is not None) is learns
+
+
+def test_a_jobs_settlement_tells_when_it_was_admitted_and_which_parents_pay() -> None:
+    kept = Kept()
+    found = tally()
+    job = replace(found.job, parent_charged=("bud_0",), admitted_at_ms=1_795_000_000_001)
+    assert JobSettler(kept, NoObserver(), Calibration()).settle(job, found, "completed")
+    (settlement,) = (each.event for each in kept.events)
+    assert isinstance(settlement, Settlement)
+    assert (settlement.parent_charged, settlement.admitted_at_ms) == (("bud_0",), 1_795_000_000_001)

@@ -71,6 +71,9 @@ async def ask(there: World, path: str, method: str = "GET", **headers: str) -> C
         ("/v1/transactions/txn_1", "ledger.test"),
         ("/v1/spend", "ledger.test"),
         ("/v1/reconciliation", "ledger.test"),
+        ("/api/admin/billing/cap-policy/default", "control.test"),
+        ("/api/admin/billing/spend", "ledger.test"),
+        ("/api/admin/billing/spending", "control.test"),
     ],
 )
 async def test_cold_paths_go_to_their_service_untouched(there: World, behind: Behind, path: str, service: str) -> None:

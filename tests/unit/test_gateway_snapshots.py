@@ -3,14 +3,18 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from services.adapters.cel import Cel
 from services.adapters.memory import MemoryDirectory, MemoryHotState
+from services.core.budgets import Budget
 from services.core.ports import Pulse, UnavailableError
+from services.core.windows import CalendarWindow
 from services.gateway import snapshots as snapshots_module
 from services.gateway.snapshots import HotClock, Snapshots
 from tests.support.gateway import PublishedOrg, ScriptedAnswer, SettableClock, chat, until, world
@@ -74,7 +78,7 @@ def changes() -> list[str]:
 
 @pytest.fixture
 def snapshots(directory: CountingDirectory, changes: list[str]) -> Snapshots:
-    return Snapshots(directory, HotClock(), lambda: changes.append("changed"), 0.01)
+    return Snapshots(directory, HotClock(), lambda: changes.append("changed"), 0.01, Cel())
 
 
 @contextlib.asynccontextmanager
@@ -187,6 +191,65 @@ async def test_what_can_not_be_read_leaves_the_old_view_and_the_other_orgs(
     assert (await snapshots.view("default")).snapshot.version == first.snapshot.version + 2
 
 
+def of_expression(expression: str) -> Budget:
+    return Budget("bud_1", "cel", "name", CalendarWindow("day", "UTC"), 1, expression=expression)
+
+
+@pytest.mark.parametrize(
+    "budgets",
+    [
+        (of_expression("no such ("),),
+        (of_expression('nobody == "x"'),),
+        (replace(of_expression("true"), parent_id="bud_gone"),),
+    ],
+    ids=["no expression", "an unknown name", "no parent"],
+)
+async def test_budgets_that_can_not_be_compiled_leave_the_old_view(
+    snapshots: Snapshots, org: PublishedOrg, budgets: tuple[Budget, ...]
+) -> None:
+    """Going on without the one that can't be read would let calls past it."""
+    await org.publish(budgets=(of_expression("true"),))
+    await snapshots.poll()
+    first = await snapshots.view("default")
+    await org.publish(budgets=budgets)
+    await snapshots.poll()
+    assert await snapshots.view("default") is first
+    await org.publish(budgets=(of_expression('team == "ml"'),))
+    await snapshots.poll()
+    assert (await snapshots.view("default")).snapshot.version == first.snapshot.version + 2
+
+
+async def test_an_org_whose_budgets_were_never_read_is_unavailable(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg
+) -> None:
+    await org.publish(budgets=(of_expression("no such ("),))
+    with pytest.raises(UnavailableError, match="snapshot of org default can't be read"):
+        await snapshots.view("default")
+    await org.publish(budgets=(of_expression("true"),))
+    without_expressions = Snapshots(directory, HotClock(), lambda: None, 60.0)
+    with pytest.raises(UnavailableError, match="that nothing here can evaluate"):
+        await without_expressions.view("default")
+
+
+async def test_other_work_goes_on_while_many_budgets_are_read(snapshots: Snapshots, org: PublishedOrg) -> None:
+    day = CalendarWindow("day", "UTC")
+    await org.publish(budgets=tuple(Budget(f"bud_{number}", "user", f"u{number}", day, 1) for number in range(5000)))
+    turns = 0
+
+    async def work() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    working = asyncio.create_task(work())
+    view = await snapshots.view("default")
+    working.cancel()
+    assert len(view.snapshot.budgets) == 5000
+    assert view.budgets.find("bud_4999") is not None
+    assert turns > 5
+
+
 async def test_what_could_not_be_read_during_a_publication_is_not_the_last_word(
     snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg
 ) -> None:
@@ -278,7 +341,10 @@ async def test_a_bare_hot_state_is_seen(
     directory.store.wipe()
     await snapshots.poll()
     assert snapshots.generation is None
-    assert len(changes) == 2
+    assert len(changes) == 1, "what is gone says nothing of what was known"
+    await snapshots.poll()
+    assert len(changes) == 1
+    await org.publish()
     await snapshots.poll()
     assert len(changes) == 2
 

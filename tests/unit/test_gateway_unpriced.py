@@ -77,7 +77,7 @@ async def test_a_fallback_price_without_a_price_refuses(there: World) -> None:
 
 async def test_an_org_may_let_unpriced_models_pass_flagged_and_unheld(there: World) -> None:
     await publish(there, unknown_models=UnknownModels("allow_unpriced"))
-    await there.org.set_budget("0.000000000")
+    await there.org.set_budget("0.000000001")
     await there.sync()
     there.answer(ScriptedAnswer([OK]))
     assert (await there.call(chat(model="gpt-99"))).status == 200
@@ -106,7 +106,7 @@ async def test_zero_is_a_price(there: World) -> None:
     """A model of one's own costs nothing: that is known, so it needs no room and is not flagged."""
     vllm = Connection("vllm", "openai", "http://vllm.test/v1", None, "vllm")
     await publish(there, overrides=own_price("llama", "0.000000000", "vllm"), connections={"vllm": vllm})
-    await there.org.set_budget("0.000000000")
+    await there.org.set_budget("0.000000001")
     await there.sync()
     there.answer(ScriptedAnswer([OK]))
     assert (await there.call(chat(model="llama"), x_spend_vendor="vllm")).status == 200

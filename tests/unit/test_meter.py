@@ -326,3 +326,61 @@ def test_a_zstd_window_beyond_what_http_allows_is_not_given_memory() -> None:
     body = packed.compress(ANSWER) + packed.flush()
     _, answer = metered(PLAIN, JSON | {b"content-encoding": b"zstd"}, body)
     assert (answer.source, answer.usage["output_tokens"]) == ("estimated", len(body))
+
+
+# ---- how far a stream is --------------------------------------------------------------------------------------------
+
+
+def test_a_stream_tells_how_much_text_there_can_be_so_far() -> None:
+    pieces = events(chunks(text_deltas("Hel", "lö")))
+    meter = meter_for(STREAM, 200, EVENT_STREAM)
+    assert (meter.progress(), meter.so_far().usage) == ((0, 0), {})
+    for piece in pieces[:3]:
+        meter.feed(piece)
+    assert meter.progress() == (6, 6)
+    meter.feed(pieces[3][:10])
+    assert meter.progress() == (16, 6), "what has no end yet may be text"
+    meter.feed(pieces[3][10:])
+    assert meter.progress() == (6, 6)
+
+
+def test_summaries_of_thoughts_are_seen_and_are_none_of_its_own() -> None:
+    meter = meter_for(STREAM, 200, EVENT_STREAM)
+    meter.feed(b'data: {"choices":[{"index":0,"delta":{"reasoning":"Hm, well"}}]}\n\n')
+    assert meter.progress() == (8, 0)
+    meter.feed(b'data: {"choices":[{"index":0,"delta":{"content":"Yes"}}]}\n\n')
+    assert meter.progress() == (11, 3)
+
+
+def test_what_cannot_be_read_is_seen_in_full() -> None:
+    packed = gzip.compress(b"".join(events(chunks(text_deltas("Hello")))))
+    meter = meter_for(STREAM, 200, {**EVENT_STREAM, b"content-encoding": b"compress"})
+    meter.feed(packed)
+    assert meter.progress() == (len(packed), 0)
+    meter.feed(b"data: {" * 10)
+    assert meter.progress() == (len(packed) + 70, 0)
+
+
+@pytest.mark.parametrize(("status", "headers"), [(200, JSON), (404, EVENT_STREAM)])
+def test_what_is_no_stream_tells_nothing_before_its_end(status: int, headers: Mapping[bytes, bytes]) -> None:
+    meter = meter_for(PLAIN, status, headers)
+    meter.feed(dump(completion(used=usage(5, 6))))
+    assert (meter.progress(), meter.so_far().usage) == ((0, 0), {})
+
+
+def test_reports_are_there_as_they_come() -> None:
+    meter = meter_for(STREAM, 200, EVENT_STREAM)
+    meter.feed(b'data: {"choices":[{"index":0,"delta":{"content":"Yes"}}],"usage":{"completion_tokens":2}}\n\n')
+    assert meter.so_far().usage == {"output_tokens": 2}
+    assert not meter.so_far().complete
+
+
+@pytest.mark.parametrize(
+    ("framing", "pieces"),
+    [("json_array", json_array([{"a": "x" * 50}, {"b": "y" * 50}])), ("lines", json_lines([{"a": "x" * 50}] * 2))],
+)
+def test_every_framing_tells_what_waits_for_its_end(framing: str, pieces: list[bytes]) -> None:
+    facts = replace(STREAM, framing=framing)  # type: ignore[arg-type]
+    meter = meter_for(facts, 200, {})
+    meter.feed(pieces[0][:20])
+    assert meter.progress()[0] == 20

@@ -123,6 +123,8 @@ class Keeper:
             trace=tuple(call.span.headers.items()),
             by_own_key=asked.own_key is not None,
             gives_up_at_ms=self._clock.now_ms() + GIVE_UP_MS,
+            parent_charged=call.parent_charged,
+            admitted_at_ms=call.admitted_at_ms,
         )
 
     async def _keep_patiently(self, job: Job) -> None:

@@ -9,9 +9,9 @@ from services.core.events import Outcome, Settlement
 from services.core.jobs import Job
 from services.core.money import format_usd
 from services.core.ports import OutboxEvent, OutboxFullError, UnavailableError
-from services.gateway.admit import calibration_key
 from services.gateway.jobs.tally import Tally
 from services.gateway.observe import Observer
+from services.gateway.options import calibration_key
 from services.gateway.record import Recorder
 
 log = structlog.get_logger()
@@ -47,6 +47,8 @@ class JobSettler:
             price_context=tally.context,
             unpriced=tally.unpriced,
             attempts=job.attempts,
+            parent_charged=job.parent_charged,
+            admitted_at_ms=job.admitted_at_ms,
         )
         trace = tuple((name, value.encode("latin-1")) for name, value in job.trace)
         try:

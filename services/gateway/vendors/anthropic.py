@@ -9,7 +9,7 @@ from services.core.usage.anthropic_messages import BatchResultsShape, BatchShape
 from services.gateway.vendors import Answers, RequestFacts, Route, RouteRequest
 from services.gateway.vendors.anthropic_batches import read_batch
 from services.gateway.vendors.anthropic_messages import read_messages
-from services.gateway.vendors.envelope import bearer, event, key_header, with_fields
+from services.gateway.vendors.envelope import bearer, event, key_header, stream_status, with_fields
 from services.gateway.vendors.fields import invalid, with_model
 
 MESSAGES: Final = Route(
@@ -40,8 +40,6 @@ _ERROR_TYPES: Final = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-# What went wrong decides the type of an error in a stream, whose status is 200 by then.
-_STREAM_STATUS: Final = {"budget_exhausted": 402, "policy_blocked": 403, "rate_limited": 429}
 # Access tokens, unlike API keys, are taken as bearer tokens only.
 _BEARER_PREFIX: Final = "sk-ant-oat"
 
@@ -101,5 +99,5 @@ class AnthropicDialect:
 
     def stream_error(self, code: str, message: str, fields: Mapping[str, object]) -> bytes:
         """An ``error`` event; Anthropic's clients raise it."""
-        body = self.error_body(_STREAM_STATUS.get(code, 500), code, message, None, fields)
+        body = self.error_body(stream_status(code), code, message, None, fields)
         return event(body, b"error")

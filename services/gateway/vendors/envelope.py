@@ -1,6 +1,14 @@
 """What dialects send in the same way: the headers of a key, errors with our fields in them, events."""
 
 from collections.abc import Mapping
+from typing import Final
+
+_STREAM_STATUS: Final[Mapping[str, int]] = {
+    "budget_exhausted": 402,
+    "BudgetCapExceeded": 402,
+    "policy_blocked": 403,
+    "rate_limited": 429,
+}
 
 
 def key_header(name: bytes, vendor_key: str | None, prefix: bytes = b"") -> tuple[tuple[bytes, bytes], ...]:
@@ -11,6 +19,11 @@ def key_header(name: bytes, vendor_key: str | None, prefix: bytes = b"") -> tupl
 def bearer(vendor_key: str | None) -> tuple[tuple[bytes, bytes], ...]:
     """The key as a bearer token; nothing without a key."""
     return key_header(b"authorization", vendor_key, b"Bearer ")
+
+
+def stream_status(code: str) -> int:
+    """The HTTP status that goes with an error in a stream, whose own status is 200 by then."""
+    return _STREAM_STATUS.get(code, 500)
 
 
 def with_fields(error: Mapping[str, object], fields: Mapping[str, object]) -> dict[str, object]:

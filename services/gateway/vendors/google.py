@@ -10,7 +10,7 @@ from services.core.usage.google_embed import EmbedShape
 from services.core.usage.google_generate import GenerateShape
 from services.core.usage.reading import Framing
 from services.gateway.vendors import Answers, Billing, RequestFacts, Route, RouteRequest
-from services.gateway.vendors.envelope import event, key_header, with_fields
+from services.gateway.vendors.envelope import event, key_header, stream_status, with_fields
 from services.gateway.vendors.fields import invalid, with_path_model
 from services.gateway.vendors.google_embed import read_batch, read_embed
 from services.gateway.vendors.google_generate import read_generate
@@ -123,5 +123,5 @@ class GoogleDialect:
 
         Google's clients raise it.
         """
-        error = self.error_body(500, code, message, None, fields)
+        error = self.error_body(stream_status(code), code, message, None, fields)
         return b"\n,\r\n" + error + b"\n]\n" if framing == "json_array" else event(error)

@@ -9,7 +9,7 @@ from services.core.usage.mistral_chat import ChatShape, InputShape
 from services.core.usage.mistral_documents import OcrShape, TranscriptionShape
 from services.core.usage.reading import AnswerShape
 from services.gateway.vendors import Answers, RequestFacts, Route, RouteRequest
-from services.gateway.vendors.envelope import bearer, event, with_fields
+from services.gateway.vendors.envelope import bearer, event, stream_status, with_fields
 from services.gateway.vendors.fields import invalid, with_model
 from services.gateway.vendors.mistral_chat import read_chat, read_fim
 from services.gateway.vendors.mistral_documents import read_classified, read_embeddings, read_ocr, read_transcription
@@ -95,4 +95,4 @@ class MistralDialect:
 
     def stream_error(self, code: str, message: str, fields: Mapping[str, object]) -> bytes:
         """An event with the error; clients fail on it."""
-        return event(self.error_body(500, code, message, None, fields))
+        return event(self.error_body(stream_status(code), code, message, None, fields))

@@ -13,7 +13,7 @@ from services.core.usage.openai_images import ImagesShape
 from services.core.usage.openai_responses import ResponsesShape
 from services.gateway.vendors import Answers, RequestFacts, Route, RouteRequest
 from services.gateway.vendors import openai_routes as routes
-from services.gateway.vendors.envelope import bearer, event, with_fields
+from services.gateway.vendors.envelope import bearer, event, stream_status, with_fields
 from services.gateway.vendors.fields import invalid, unpriced, with_model
 from services.gateway.vendors.forms import is_form
 from services.gateway.vendors.openai_audio import read_speech, read_transcription
@@ -116,6 +116,6 @@ class OpenAIDialect:
 
         It is the ``error`` event of a stream of responses, too, which has the fields beside each other.
         """
-        error = orjson.loads(self.error_body(500, code, message, None, fields))
+        error = orjson.loads(self.error_body(stream_status(code), code, message, None, fields))
         told = {"type": "error", "sequence_number": 0, "code": code, "message": message, "param": None, **error}
         return event(orjson.dumps(told))

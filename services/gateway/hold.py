@@ -1,0 +1,156 @@
+"""One round trip that holds a call against all of its budgets, by the first of its options that they have room for."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from services.core.budgets import Charge, Proposal
+from services.core.hotstate import MAX_FIGURE, Admitted, Cold, HoldOption, HoldRequest, Refused
+from services.core.matching import BudgetIndex, limit_at
+from services.core.parts import BUDGET_PREFIX
+from services.core.ports import HotState, NotSentError, UnavailableError
+from services.core.windows import parse_span
+from services.gateway.options import CallOption
+from services.gateway.refusal import rebuilding
+from services.gateway.sizing import HoldSize
+from services.gateway.snapshots import HotClock, OrgView, Snapshots
+
+log = structlog.get_logger()
+
+FAIL_OPEN: Final = "fail_open"
+_PROPOSALS: Final = 3
+_RELEASE_PAUSES_S: Final = (0.0, 0.5, 2.0, 8.0)
+# So many answers that there is no such hold are believed. The first may be of a release that has overtaken its reserve.
+_RELEASES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The option that is held, what was proposed for it, and the hot state's answer."""
+
+    option: CallOption
+    proposed: HoldOption
+    admitted: Admitted
+
+    @property
+    def parent_charged(self) -> tuple[str, ...]:
+        """The budgets that were full and let their parents pay: proposed, and not charged (BU-3)."""
+        charged = {each.budget_id for each in self.admitted.charges}
+        return tuple(each.budget_id for each in self.proposed.proposals if each.budget_id not in charged)
+
+    @property
+    def would_block(self) -> tuple[str, ...]:
+        """The budgets that had no room and only watch (BU-4): with this hold they are above their limits."""
+        watching = {each.budget_id for each in self.proposed.proposals if each.full_rule == "pass"}
+        over = (each.budget_id for each in self.admitted.standings if each.remaining_nano < 0)
+        return tuple(budget_id for budget_id in over if budget_id in watching)
+
+
+class Holder:
+    """Holds calls, and takes back holds that no call will end."""
+
+    def __init__(self, hot_state: HotState, clock: HotClock, snapshots: Snapshots) -> None:
+        self._hot_state = hot_state
+        self._clock = clock
+        self._snapshots = snapshots
+        self._releasing: set[asyncio.Task[None]] = set()
+
+    async def hold(
+        self,
+        view: OrgView,
+        transaction_id: str,
+        options: tuple[CallOption, ...],
+        hold_ms: int,
+        *,
+        fail_open: bool = False,
+    ) -> Held | Refused:
+        """Holds the first option that fits, for `hold_ms`. Raises `RefusedError` (503).
+
+        With `fail_open` a spend state that is away or being rebuilt lets the call pass as asked, unheld and flagged.
+        """
+        now_ms = self._clock.now_ms()
+        org = view.snapshot.org
+        for _ in range(_PROPOSALS):
+            asked, *cheaper = to_hold = [each.to_hold(now_ms) for each in options]
+            request = HoldRequest(
+                org, transaction_id, asked.amount_nano, asked.proposals, hold_ms, asked.context, tuple(cheaper)
+            )
+            try:
+                answer = await self._hot_state.reserve(request)
+            except UnavailableError as error:
+                if fail_open:
+                    return self._unheld(options[0], hold_ms)  # if it was held all the same, its settlement ends that
+                if not isinstance(error, NotSentError):
+                    self.release(org, transaction_id)
+                raise rebuilding("the spend state can't be reached; try again in a second") from error
+            if isinstance(answer, Cold):
+                if fail_open:
+                    return self._unheld(options[0], hold_ms)
+                raise rebuilding("the spend state is being rebuilt; try again in a second")
+            self._clock.learn(answer.now_ms)
+            self._snapshots.hint(view, answer.config_version)
+            if isinstance(answer, Admitted):
+                return Held(options[answer.option], to_hold[answer.option], answer)
+            if isinstance(answer, Refused):
+                return answer
+            now_ms = answer.now_ms
+        raise rebuilding("the budgets' windows are turning over; try again in a second")
+
+    def _unheld(self, option: CallOption, hold_ms: int) -> Held:
+        """The call let through (GW-9): charged in full, and in the windows of the clock as last known.
+
+        Its events fold into what the budgets have spent once the state is back. There is no hold that could grow, so a
+        stream is recorded at all that it can cost.
+        """
+        now_ms = self._clock.now_ms()
+        facts = replace(option.facts, flags=(*option.facts.flags, FAIL_OPEN))
+        passed = replace(option, facts=facts, size=HoldSize(option.bound.amount_nano, "strict"))
+        proposed = passed.to_hold(now_ms)
+        charges = tuple(each.charge() for each in proposed.proposals)
+        return Held(passed, proposed, Admitted(0, now_ms, charges, (), now_ms + hold_ms))
+
+    def release(self, org: str, transaction_id: str) -> None:
+        """Takes a hold back that no call will end, off the call's way; its expiry would book money never spent."""
+        task = asyncio.create_task(self._release_patiently(org, transaction_id))
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+
+    async def _release_patiently(self, org: str, transaction_id: str) -> None:
+        answers = 0
+        for pause_s in _RELEASE_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            try:
+                is_released = await self._hot_state.release(org, transaction_id)
+            except UnavailableError:
+                continue
+            answers += 1
+            if is_released or answers == _RELEASES:
+                return
+        log.warning("hold_not_released", transaction_id=transaction_id, reason="the hot state is away")
+
+
+def held_now(charges: Iterable[Charge], budgets: BudgetIndex, now_ms: int) -> tuple[Proposal, ...]:
+    """What a hold is charged to, in its windows (P9), by the limits and rules of now: for whoever changes that hold.
+
+    A budget that is gone stays charged and refuses nothing. The budget of a part (BU-9) that is gone has ended, and
+    what it was carved from is free again: nothing more may be held against it.
+    """
+    return tuple(_held_now(each, budgets, now_ms) for each in charges)
+
+
+def has_ended_part(charges: Iterable[Charge], budgets: BudgetIndex) -> bool:
+    """Whether a hold is charged to a part (BU-9) that is gone."""
+    return any(each.budget_id.startswith(BUDGET_PREFIX) and budgets.find(each.budget_id) is None for each in charges)
+
+
+def _held_now(charge: Charge, budgets: BudgetIndex, now_ms: int) -> Proposal:
+    budget, span = budgets.find(charge.budget_id), parse_span(charge.window)
+    if budget is not None:
+        limit_nano = limit_at(budget, now_ms)
+        return Proposal(charge.budget_id, charge.scope, span, limit_nano, budget.full_rule, is_fixed=True)
+    if has_ended_part((charge,), budgets):
+        return Proposal(charge.budget_id, charge.scope, span, 0, "block", is_fixed=True)
+    return Proposal(charge.budget_id, charge.scope, span, MAX_FIGURE, "pass", is_fixed=True)
