@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from services.commands import budgets, connections, keys, orgs, prices, routes
+from services.commands import budgets, caps, connections, keys, orgs, prices, routes
 from services.commands.demo import demo
 from services.commands.doctor import doctor
 from services.commands.errors import CommandError
@@ -26,6 +26,7 @@ for command in (up, demo, status, doctor, spend, estimates, transactions, price,
 app.command(hidden=True)(service)
 app.add_typer(keys.app, name="keys")
 app.add_typer(budgets.app, name="budgets")
+app.add_typer(caps.app, name="caps")
 app.add_typer(connections.app, name="connections")
 app.add_typer(prices.app, name="prices")
 app.add_typer(routes.app, name="routes")

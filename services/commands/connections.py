@@ -10,6 +10,7 @@ from services.commands.client import connect
 from services.commands.errors import CommandError
 from services.commands.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from services.commands.output import console, moment, print_json, print_table, text
+from services.core.billing import CONNECTION_AUTH_MODES
 from services.core.dialects import DIALECTS, KEYLESS
 
 app = typer.Typer(help="Connect vendors.", no_args_is_help=True)
@@ -29,6 +30,13 @@ def set_connection(
         str | None, typer.Option(help=f"The API it speaks: {', '.join(DIALECTS)}; default: by its name, else openai.")
     ] = None,
     prices_as: Annotated[str | None, typer.Option(metavar="VENDOR", help="Price its models as this vendor's.")] = None,
+    auth_mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help=f"How its calls are paid for: {', '.join(CONNECTION_AUTH_MODES)}; default: as it is, else metered.",
+        ),
+    ] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,13 +50,17 @@ def set_connection(
         "dialect": dialect,
         "base_url": base_url,
         "prices_as": prices_as,
+        "auth_mode": auth_mode,
     }
     with connect(data_dir) as api:
         answer = api.put(f"/api/v1/connections/{vendor}", body)
     if as_json:
         print_json(answer)
     else:
-        console().print(f"Connected {answer['vendor']} at {answer['base_url']}, with prices of {answer['prices_as']}.")
+        console().print(
+            f"Connected {answer['vendor']} at {answer['base_url']}, with prices of {answer['prices_as']}."
+            f" Its calls are {answer['auth_mode']}.{answer['vendor']}."
+        )
 
 
 @app.command("list")
@@ -60,7 +72,7 @@ def list_connections(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOp
         print_json(answer)
         return
     print_table(
-        ("vendor", "dialect", "base URL", "key ends in", "prices of", "changed"),
+        ("vendor", "dialect", "base URL", "key ends in", "prices of", "paid", "changed"),
         (
             (
                 each["vendor"],
@@ -68,6 +80,7 @@ def list_connections(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOp
                 each["base_url"],
                 text(each["key_hint"]),
                 each["prices_as"],
+                each["auth_mode"],
                 moment(each["updated_at"]),
             )
             for each in answer["connections"]

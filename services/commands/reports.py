@@ -10,7 +10,12 @@ from services.commands.output import console, dollars, moment, print_json, print
 
 
 def spend(
-    by: Annotated[str, typer.Option(help="org, team, agent, model or vendor.")] = "team",
+    by: Annotated[
+        str,
+        typer.Option(
+            help="team, agent, user, project, session, environment, key, vendor, model, billing_class or org."
+        ),
+    ] = "team",
     window: Annotated[str, typer.Option(help="How far back, such as 24h or 30d.")] = "30d",
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
@@ -33,6 +38,8 @@ def spend(
         ),
         f"Nothing was spent in the last {window}.",
     )
+    if answer["rows_left_off"]:
+        console().print(f"{answer['rows_left_off']:,} more are in the total only.", style="dim")
     total = answer["total"]
     console().print(f"Total {dollars(total['cost_usd'])}; {total['denied']:,} calls were refused.")
 

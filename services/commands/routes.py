@@ -28,6 +28,13 @@ def set_rule(
         typer.Option(metavar="VENDOR/MODEL", help="Try this when the vendor fails; repeat it, in order."),
     ] = None,
     no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Try nothing, whatever wider rules say.")] = False,
+    fail_open: Annotated[
+        bool | None,
+        typer.Option(
+            "--fail-open/--fail-closed",
+            help="Let calls pass without a hold while the spend state is away: budgets can be overspent then.",
+        ),
+    ] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,6 +47,7 @@ def set_rule(
         "budget_status": budget_status,
         "timeout_ms": None if timeout is None else round(timeout * 1000),
         "fallbacks": [_target(each) for each in fallback] if fallback else [] if no_fallback else None,
+        "fail_open": fail_open,
     }
     with connect(data_dir) as api:
         answer = api.put("/api/v1/routes", body)
@@ -58,13 +66,14 @@ def list_rules(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption =
         print_json(answer)
         return
     print_table(
-        ("vendor", "route", "budget status>", "timeout>", "fallbacks"),
+        ("vendor", "route", "budget status>", "timeout>", "spend state away", "fallbacks"),
         (
             (
                 each["vendor"],
                 each["route"],
                 text(each["budget_status"]),
                 "-" if each["timeout_ms"] is None else f"{each['timeout_ms'] / 1000:g} s",
+                {None: "-", True: "pass", False: "refuse"}[each["fail_open"]],
                 "-"
                 if each["fallbacks"] is None
                 else ", ".join(f"{target['vendor']}/{target['model']}" for target in each["fallbacks"]) or "none",

@@ -13,9 +13,11 @@ from services.control import errors
 from services.control.agents.routes import router as agents
 from services.control.audit.routes import router as audit
 from services.control.budgets.routes import router as budgets
+from services.control.cap_policies.routes import router as cap_policies
 from services.control.catalogs.routes import router as catalogs
 from services.control.connections.routes import router as connections
 from services.control.context import Context
+from services.control.delegations.routes import router as delegations
 from services.control.keys.routes import router as keys
 from services.control.orgs.routes import router as orgs
 from services.control.overrides.routes import router as overrides
@@ -81,6 +83,10 @@ def build_api() -> FastAPI:
     for router in (orgs, teams, agents, keys, budgets, connections, rules, prices, overrides, catalogs, audit):
         api.include_router(router)
     app.include_router(api)
+    admin_api = APIRouter(prefix="/api/admin", responses=documented)
+    admin_api.include_router(cap_policies)
+    app.include_router(admin_api)
+    app.include_router(delegations)
     app.add_api_route("/healthz", _healthz, include_in_schema=False)
     app.add_api_route("/readyz", _readyz, include_in_schema=False)
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]

@@ -9,15 +9,17 @@ import structlog
 import uvloop
 
 from services.adapters import http_server, telemetry
+from services.adapters.cel import Cel
 from services.adapters.config import Settings
 from services.adapters.postgres import Migration, MigrationError, Postgres, migrate, read_migrations
 from services.adapters.schemas import schemas_folder
 from services.adapters.secrets import MasterKeyError, Secrets, load_or_create_master_key
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
-from services.adapters.valkey_connection import ValkeyConnection
+from services.adapters.valkey_connect import connect
 from services.control.api import build_api
 from services.control.boot import BootError, BootSettings, boot
 from services.control.context import Context
+from services.control.delegations.service import end_due_for_ever
 from services.control.prices.book import SHIPPED_CATALOG, Catalogs
 from services.control.publish import Publisher
 from services.core.catalog import CatalogError
@@ -51,9 +53,9 @@ def run(settings: Settings) -> None:
 
 async def _serve(settings: Settings, secrets: Secrets, migrations: Sequence[Migration], prices: Catalogs) -> None:
     postgres = Postgres(settings.postgres_dsn.get_secret_value())
-    valkey = ValkeyConnection(settings.redis_url)
+    valkey = connect(settings.redis_url)
     hot = ValkeyHotState(valkey)
-    context = Context(postgres, hot, secrets, prices, Publisher(postgres, prices, ValkeyDirectory(valkey)))
+    context = Context(postgres, hot, secrets, prices, Publisher(postgres, prices, ValkeyDirectory(valkey)), Cel())
     api = build_api()
     api.state.context = context
     work = asyncio.create_task(_work(settings, context, migrations))
@@ -82,7 +84,9 @@ async def _work(settings: Settings, context: Context, migrations: Sequence[Migra
                 _log.warning("start_waits", reason=str(error))
             is_waiting = True
             await asyncio.sleep(_RETRY_INTERVAL_S)
-    await context.publisher.run()
+    async with asyncio.TaskGroup() as loops:
+        loops.create_task(context.publisher.run())
+        loops.create_task(end_due_for_ever(context))
 
 
 async def _start(settings: Settings, context: Context, migrations: Sequence[Migration]) -> None:

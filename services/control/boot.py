@@ -11,7 +11,8 @@ from asyncpg import Connection
 
 from services.control.agents.service import ensure_placed
 from services.control.audit import queries as audit_queries
-from services.control.budgets.service import SetBudget, put_budget
+from services.control.budgets.forms import SetBudget
+from services.control.budgets.service import put_budget
 from services.control.catalogs import queries as catalog_queries
 from services.control.catalogs.service import propose_shipped
 from services.control.context import Change, Context
@@ -92,7 +93,7 @@ async def _bootstrap(connection: Connection, context: Context, org: str, hold_ms
     change = Change(connection, org, "bootstrap", 1)
     await change.audit("org.create", org, after=org_fields(await org_queries.find(connection, org)))
     await ensure_placed(change, _DEFAULT_NAME, _DEFAULT_NAME)
-    await put_budget(change, SetBudget(limit_usd=_DEFAULT_LIMIT_USD, window="day"))
+    await put_budget(change, SetBudget(limit_usd=_DEFAULT_LIMIT_USD, window="day"), context.expressions)
     admin = await make_key(change, context.vault, NewKey(role="org_admin"))
     agent = await make_key(change, context.vault, NewKey(team=_DEFAULT_NAME, agent=_DEFAULT_NAME))
     _log.info("org_made", org=org)

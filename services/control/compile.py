@@ -39,15 +39,16 @@ def compile_snapshot(
     connections: Iterable[Connection],
     overrides: Overrides | None = None,
     rules: Iterable[RouteRule] = (),
+    caps: Iterable[Budget] = (),
 ) -> Snapshot:
-    """The org's snapshot: budgets from the widest scope to the narrowest, then by id; the rest by vendor."""
+    """The org's snapshot: budgets and caps from the widest scope to the narrowest, then by id; the rest by vendor."""
     return Snapshot(
         org=org.name,
         version=org.config_version,
         catalog_version=org.catalog_version,
         hold_ms=org.hold_ms,
         book_expired=org.book_expired,
-        budgets=tuple(sorted(budgets, key=lambda each: (SCOPE_KINDS.index(each.scope_kind), each.budget_id))),
+        budgets=tuple(sorted((*budgets, *caps), key=lambda each: (SCOPE_KINDS.index(each.scope_kind), each.budget_id))),
         connections={each.vendor: each for each in sorted(connections, key=lambda each: each.vendor)},
         overrides=overrides,
         unknown_models=org.unknown_models,

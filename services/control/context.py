@@ -13,6 +13,7 @@ from services.control.audit import queries as audit_queries
 from services.control.orgs import queries as org_queries
 from services.control.prices.book import Catalogs
 from services.control.publish import Publisher
+from services.core.matching import Expressions
 from services.core.ports import HotState
 
 
@@ -36,6 +37,10 @@ class Vault(Protocol):
     @property
     def fingerprint(self) -> str:
         """Says which master key this is."""
+
+    @property
+    def internal_token(self) -> str:
+        """What our own services show each other."""
 
     def seal(self, org: str, vendor: str, plaintext: str) -> str:
         """A vendor key, encrypted for one org and vendor."""
@@ -73,6 +78,7 @@ class Context:
     vault: Vault
     prices: Catalogs
     publisher: Publisher
+    expressions: Expressions
     started: asyncio.Event = field(default_factory=asyncio.Event)
 
     @contextlib.asynccontextmanager

@@ -9,9 +9,12 @@ import structlog
 from asyncpg import Connection
 
 from services.control.budgets import queries as budget_queries
+from services.control.cap_policies import queries as cap_queries
+from services.control.cap_policies.compiled import compile_caps
 from services.control.catalogs import queries as catalog_queries
 from services.control.compile import compile_keys, compile_snapshot
 from services.control.connections import queries as connection_queries
+from services.control.delegations import queries as delegation_queries
 from services.control.keys import queries as key_queries
 from services.control.orgs import queries as org_queries
 from services.control.overrides import queries as override_queries
@@ -24,6 +27,7 @@ from services.core.snapshot import Overrides, encode_snapshot
 _log = structlog.get_logger(__name__)
 
 RECONCILE_INTERVAL_S: Final = 1.0
+_MANY_BUDGETS: Final = 1_000
 
 
 class ReadableDatabase(Protocol):
@@ -54,6 +58,8 @@ class Publisher:
             vendor_connections = await connection_queries.list_compiled(connection, org)
             keys = await key_queries.list_hashed(connection, org)
             rules = await rule_queries.list_rules(connection, org)
+            more = compile_caps(await cap_queries.list_caps(connection, org))
+            more = (*more, *await delegation_queries.list_budgets(connection, org))
             overrides = await self._overrides(connection, org, record.catalog_version)
         # A gateway may read the snapshot the moment it is there, so what it names has to be there before. The hot
         # state is asked each time: it may have been wiped since, and only it knows.
@@ -62,7 +68,12 @@ class Publisher:
                 catalog = await catalog_queries.read_body(connection, record.catalog_version)
             await self._directory.publish_catalog(record.catalog_version, catalog)
         live, revoked = compile_keys(keys)
-        snapshot = encode_snapshot(compile_snapshot(record, budgets, vendor_connections, overrides, rules))
+
+        def compile_it() -> bytes:
+            return encode_snapshot(compile_snapshot(record, budgets, vendor_connections, overrides, rules, more))
+
+        # An org of very many budgets takes seconds, and control has others to answer.
+        snapshot = await asyncio.to_thread(compile_it) if len(budgets) > _MANY_BUDGETS else compile_it()
         await self._directory.publish_org(org, record.config_version, snapshot, live, revoked, announce=announce)
 
     async def _overrides(self, connection: Connection, org: str, catalog_version: str) -> Overrides | None:
@@ -93,7 +104,7 @@ class Publisher:
         is_bare = await self._is_bare()
         async with self._database.snapshot() as connection:
             versions = await org_queries.list_versions(connection)
-        behind = [org for org, version in versions.items() if published.get(org, 0) < version]
+        behind = [org for org, version in versions.items() if is_bare or published.get(org, 0) < version]
         for org in behind:
             # In a bare state a key is unknown for a while, not wrong: nothing is announced until all orgs are there.
             await self.publish(org, announce=not is_bare or org == behind[-1])
@@ -109,6 +120,7 @@ class Publisher:
         """Reconciles if it can, and says once when it can't and once when it can again."""
         try:
             await self.reconcile()
+            await self._directory.beat()
         except UnavailableError as error:
             if not self._is_behind:
                 _log.warning("publication_waits", reason=str(error))

@@ -7,9 +7,11 @@ known (yet) is null.
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
-from services.core.budgets import EstimateMode
+from services.core.estimate import HoldMode
 from services.core.events import AttemptOutcome, Match, Outcome, UsageSource
+from services.ledger.billing import BillingDimension
 from services.ledger.query import Dimension
 from services.ledger.transactions import State
 
@@ -107,8 +109,21 @@ class DenialAnswer(_Answer):
     budget: RefusingBudget | None
 
 
+class OpenedAnswer(_Answer):
+    """The hold as it was first taken, however it was changed since."""
+
+    held_usd: Usd
+    charges: list[ChargeAnswer]
+    expires_at: Time
+    parent_charged: list[str]
+
+
 class TransactionAnswer(_Answer):
-    """One call with all that its events say. `cost_usd` is what it has put into spend so far."""
+    """One call with all that its events say. `cost_usd` is what it has put into spend so far.
+
+    `flags` is what was out of the ordinary: ``fail_open``, ``downgraded``, ``expression_error:bud_…``. Budgets that
+    were full are in `parent_charged` when their parents paid, in `would_block` when they only watch.
+    """
 
     transaction_id: str
     state: State
@@ -122,11 +137,16 @@ class TransactionAnswer(_Answer):
     catalog_version: str
     config_version: Count
     auth_mode: str
+    billing_class: str = Field(examples=["metered.openai"])
+    flags: list[str]
     cost_usd: Usd
     held_usd: Usd | None
     charges: list[ChargeAnswer] | None
+    parent_charged: list[str] | None
+    would_block: list[str] | None
     estimate: EstimateAnswer | None
     expires_at: Time | None
+    opened: OpenedAnswer | None
     settled_at: Time | None
     outcome: Outcome | None
     usage_source: UsageSource | None
@@ -173,14 +193,57 @@ class SpendTotal(SpendFigures):
 
 
 class SpendAnswer(_Answer):
-    """Spend by one dimension, dearest first. `since` and `until` are what was summed up; null is without a bound."""
+    """Spend by one dimension, dearest first. `since` and `until` are what was summed up; null is without a bound.
+
+    Of a dimension with more than a thousand values, `rows_left_off` tells how many are in the total alone.
+    """
 
     org: str
     by: Dimension
     since: Time | None
     until: Time | None
     rows: list[SpendRow]
+    rows_left_off: Count
     total: SpendTotal
+
+
+class _CamelAnswer(BaseModel):
+    # Below /api/admin names are written in camel case.
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+class BillingFigures(_CamelAnswer):
+    """Spend, and what it is made of. `calls` are all that ended, `expired` those whose hold outlived its time."""
+
+    cost_usd: Usd
+    calls: Count
+    expired: Count
+    input_tokens: Count
+    output_tokens: Count
+
+
+class BillingRow(BillingFigures):
+    """The spend of one value; null where calls left it open. `firstAt` and `lastAt` are when calls of it ended."""
+
+    value: str | None = Field(examples=["metered.openai"])
+    first_at: Time
+    last_at: Time
+
+
+class BillingSpendAnswer(_CamelAnswer):
+    """A page of spend by billing class, project or session, dearest first.
+
+    `nextCursor` is what to ask the next page with, null at the end. Every page is of the ledger as it was `asOf`, when
+    the first one was answered, and `total` is of all pages together.
+    """
+
+    org_id: str
+    by: BillingDimension
+    since: Time
+    as_of: Time
+    rows: list[BillingRow]
+    total: BillingFigures
+    next_cursor: str | None
 
 
 class EstimatesRow(_Answer):
@@ -192,7 +255,7 @@ class EstimatesRow(_Answer):
     vendor: str
     model: str
     route: str
-    estimate_mode: EstimateMode
+    estimate_mode: HoldMode
     settled: Count
     underestimated: Count
     underestimated_ppm: Count
@@ -268,7 +331,8 @@ class ReconciliationAnswer(_Answer):
     """Hot state, ledger and log side by side.
 
     `agree`: the books that were compared say the same. `log_compared`: the log still reaches back to its beginning, so
-    that it was one of them. `lagging`: something moved meanwhile, or is behind the log, so a difference may be none.
+    that it was one of them. `lagging`: something moved meanwhile, or is behind the log, or a new budget has not been
+    given yet what its window holds, so a difference may be none.
     """
 
     org: str

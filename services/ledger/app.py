@@ -11,6 +11,7 @@ import uvloop
 from opentelemetry.trace import SpanKind
 
 from services.adapters import http_server, telemetry
+from services.adapters.cel import Cel
 from services.adapters.clickhouse import ClickHouse
 from services.adapters.config import Settings
 from services.adapters.kafka import KafkaLog
@@ -18,7 +19,7 @@ from services.adapters.schemas import schemas_folder
 from services.adapters.secrets import Secrets, load_master_key
 from services.adapters.topics import load_topics
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
-from services.adapters.valkey_connection import ValkeyConnection
+from services.adapters.valkey_connect import connect
 from services.adapters.valkey_log import ValkeyLog
 from services.core.ports import EventLog, Incoming, Query, TopicPartition, UnavailableError
 from services.ledger.auth import Gate
@@ -52,7 +53,7 @@ def run(settings: Settings) -> None:
 async def _serve(settings: Settings) -> None:
     secrets = Secrets(load_master_key(settings.master_key_file))
     log = KafkaLog(settings.kafka) if settings.kafka else ValkeyLog(settings.log_url)
-    connection = ValkeyConnection(settings.redis_url)
+    connection = connect(settings.redis_url)
     hot, directory = ValkeyHotState(connection), ValkeyDirectory(connection)
     store = ClickHouse(settings.clickhouse_dsn.get_secret_value())
     sink = Sink(log, store, hot, SOURCES, Telemetry(is_tracing=settings.otlp_endpoint is not None))
@@ -67,7 +68,7 @@ async def _serve(settings: Settings) -> None:
         return None
 
     gate = Gate(directory, secrets.pepper, secrets.internal_token, f"{settings.header_prefix}key")
-    api = build_api(Context(store, gate, Reconciler(log, store, hot, directory), readiness))
+    api = build_api(Context(store, gate, Reconciler(log, store, hot, directory, Cel()), readiness))
     sinking = asyncio.create_task(_sink(log, store, sink))
     serving = asyncio.create_task(http_server.serve(api, settings.host, settings.port))
     try:

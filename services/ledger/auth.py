@@ -36,11 +36,11 @@ class Gate:
             raise ApiError(401, "invalid_key", "this key is unknown or has been revoked")
         return record
 
-    async def admin(self, request: Request) -> KeyRecord:
-        """As `caller`, but 403 unless it is an ``org_admin`` key."""
+    async def admin(self, request: Request, what: str) -> KeyRecord:
+        """As `caller`, but 403 unless it is an ``org_admin`` key, which `what` needs."""
         record = await self.caller(request)
         if record.role != "org_admin":
-            raise ApiError(403, "forbidden", "this is an agent key; reconciliation needs an org_admin key")
+            raise ApiError(403, "forbidden", f"this is an agent key; {what} needs an org_admin key")
         return record
 
     def check_service(self, request: Request) -> None:
@@ -56,6 +56,7 @@ def scope_of(
     model: str | None,
     since_ms: int | None,
     until_ms: int | None,
+    billing_class: str | None = None,
 ) -> Scope:
     """What the key's holder may see of what they ask for; 403 when a filter contradicts a pin."""
     columns = dict(record.pins)
@@ -66,7 +67,7 @@ def scope_of(
         if pinned != value:
             message = f"{name} is {value!r}, but this key is pinned to {pinned!r}; drop {name} or use another key"
             raise ApiError(403, "identity_mismatch", message, name)
-    return Scope(record.org, columns, model, since_ms, until_ms)
+    return Scope(record.org, columns, model, since_ms, until_ms, billing_class)
 
 
 def _bearer(request: Request) -> str | None:

@@ -9,7 +9,8 @@ The JSON of ``GET /internal/v1/orgs/{org}/image``, amounts as strings because th
                 "resized_at_ms"}],
      "producers": [{"topic", "partition", "producer", "sequence"}]}
 
-`spent` has the windows that can still be alive. `holds` are the open ones, those recorded as ended of late, and those
+`spent` has the windows that can still be alive: of those without an end, all lifetimes, and the sessions that something
+of has ended of late (`SESSION_IDLE_MS`). `holds` are the open ones, those recorded as ended of late, and those
 that expired while their windows are alive: an event that is still to come must find them ended. All of it is as of
 `next_offsets`, exclusive. What is so old that no window can be alive for it any more is not looked at.
 """
@@ -24,6 +25,7 @@ from services.core.events import Denial, Expiry, HoldResized, Reservation, Settl
 from services.core.fold import step_of
 from services.core.hotstate import (
     EXPIRY_PRODUCER,
+    SESSION_IDLE_MS,
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
     Hold,
@@ -32,16 +34,16 @@ from services.core.hotstate import (
     counts_until_ms,
 )
 from services.core.ports import LedgerImage, LedgerStore, Query, TopicPartition
-from services.core.windows import MAX_ROLLING_MS, ROLLING_BUCKETS, RollingWindow, parse_span
+from services.core.windows import LONGEST_CALENDAR_MS, MAX_ROLLING_MS, ROLLING_BUCKETS, RollingWindow, parse_span
 from services.ledger.fences import NEXT_OFFSETS, read_next_offsets
 
 # The hot state's clock may be behind ours by this much; what it still needs must not be left out.
 CLOCK_SLACK_MS: Final = 3_600_000
 _DAY_MS: Final = 86_400_000
 # From a call's admission to the instant when no charge of it can change a figure any more, at the most: a ring's bucket
-# stays for as many more as the ring has; a month has 31 days at most, and a clock change in them.
+# stays for as many more as the ring has. What is charged to a session or a lifetime is summed up without this bound.
 LONGEST_LIFE_MS: Final = max(
-    (ROLLING_BUCKETS + 1) * RollingWindow(MAX_ROLLING_MS).bucket_ms, 31 * _DAY_MS + 3_600_000 + WINDOW_GRACE_MS
+    (ROLLING_BUCKETS + 1) * RollingWindow(MAX_ROLLING_MS).bucket_ms, LONGEST_CALENDAR_MS + WINDOW_GRACE_MS
 )
 # The clocks that stamp the events of one call differ, but not by this much.
 EVENT_SLACK_MS: Final = _DAY_MS
@@ -51,6 +53,7 @@ _ENDING_ORDER: Final = "(type = {expiry:String}, partition, offset)"
 # What is held is what was said of it last; a reservation comes before every change.
 _SIZE_ORDER: Final = "(type = {resized:String}, time, partition, offset)"
 _ENDED_SINCE: Final = "fromUnixTimestamp64Milli({ended_since_ms:Int64}, 'UTC')"
+_IDLE_SINCE: Final = "fromUnixTimestamp64Milli({idle_since_ms:Int64}, 'UTC')"
 # By event time, which the table is partitioned by. An event before it belongs to a call with no window alive.
 _SINCE: Final = "time >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')"
 # The other events of a call that has one since then.
@@ -59,11 +62,19 @@ _ENDINGS: Final = "org = {org:String} AND type IN ({settlement:String}, {expiry:
 
 
 def _alive(part: str) -> str:
-    """SQL for whether a charge can still change a figure of the hot state; `part` has the parts of its window's key."""
+    """SQL for whether a charge can still change a figure of the hot state; `part` has the parts of its window's key.
+
+    False for a window without an end.
+    """
     second, third, fourth = (f"toInt64OrZero({part}[{number}])" for number in (2, 3, 4))
     calendar = f"{third} + {{grace_ms:Int64}} > {{now_ms:Int64}}"
     rolling = f"{fourth} + {third} >= intDivOrZero({{now_ms:Int64}}, {second})"
-    return f"if({part}[1] = 'c', {calendar}, {rolling})"
+    return f"multiIf({part}[1] = 'c', {calendar}, {part}[1] = 'r', {rolling}, false)"
+
+
+def _endless(window: str) -> str:
+    """SQL for whether a window has no end: a lifetime or a session."""
+    return f"({window} = 'l' OR startsWith({window}, 's:'))"
 
 
 # The statements are put together from fixed texts; values go in as parameters only.
@@ -77,6 +88,23 @@ FROM (
 ARRAY JOIN pairs AS charge, arrayMap(pair -> splitByChar(':', pair.2), pairs) AS part
 WHERE {_alive("part")}
 GROUP BY budget_id, window
+"""  # noqa: S608
+_SPENT_ENDLESSLY: Final = f"""
+SELECT charge.1 AS budget_id, charge.2 AS window, sum(toInt128(amount_nano)) AS spent_nano
+FROM (
+    SELECT argMin(cost_nano + booked_nano, {_ENDING_ORDER}) AS amount_nano,
+           argMin(arrayZip(`charges.budget_id`, `charges.window`), {_ENDING_ORDER}) AS pairs,
+           max(recorded_at) AS last_at
+    FROM events
+    WHERE {_ENDINGS} AND transaction_id IN (
+        SELECT transaction_id FROM events
+        WHERE {_ENDINGS} AND arrayExists(window -> {_endless("window")}, `charges.window`))
+    GROUP BY transaction_id
+)
+ARRAY JOIN pairs AS charge
+WHERE {_endless("charge.2")}
+GROUP BY budget_id, window
+HAVING window = 'l' OR max(last_at) >= {_IDLE_SINCE}
 """  # noqa: S608
 _OPEN: Final = f"""
 SELECT transaction_id,
@@ -97,7 +125,8 @@ SELECT transaction_id,
        argMaxIf(toUnixTimestamp64Milli(expires_at), {_SIZE_ORDER}, NOT is_ending) AS expires_at_ms,
        maxIf(toUnixTimestamp64Milli(time), type = {{reservation:String}}) AS admitted_at_ms,
        maxIf(toUnixTimestamp64Milli(time), type = {{resized:String}}) AS resized_at_ms,
-       countIf(type = {{expiry:String}}) > 0 AS has_expired
+       countIf(type = {{expiry:String}}) > 0 AS has_expired,
+       groupUniqArrayArray(`charges.window`) AS windows
 FROM (
     SELECT *, type IN ({{settlement:String}}, {{expiry:String}}) AS is_ending,
            arrayZip(`charges.budget_id`, `charges.scope`, `charges.window`) AS charge_list
@@ -108,7 +137,8 @@ FROM (
 )
 GROUP BY transaction_id
 HAVING maxIf(recorded_at, is_ending) >= {_ENDED_SINCE}
-    OR arrayExists(part -> {_alive("part")}, arrayMap(charge -> splitByChar(':', charge.3), charged))
+    OR arrayExists(part -> {_alive("part")}, arrayMap(window -> splitByChar(':', window), windows))
+    OR (arrayExists(window -> {_endless("window")}, windows) AND maxIf(recorded_at, is_ending) >= {_IDLE_SINCE})
 """  # noqa: S608
 _PRODUCERS: Final = f"""
 SELECT topic, partition, producer, max(sequence) AS last_sequence
@@ -117,6 +147,7 @@ WHERE org = {{org:String}} AND type != {{denial:String}} AND {_SINCE}
   AND NOT startsWith(producer, {{expiry_producer:String}})
 GROUP BY topic, partition, producer
 """  # noqa: S608
+# All but the one of endless windows leave out what is long past.
 STATEMENTS: Final = (_SPENT, _OPEN, _ENDED, _PRODUCERS)
 
 
@@ -134,11 +165,12 @@ async def org_image(store: LedgerStore, org: str, now_ms: int) -> LedgerImage:
         "grace_ms": WINDOW_GRACE_MS,
         "now_ms": now_ms - CLOCK_SLACK_MS,
         "ended_since_ms": now_ms - CLOCK_SLACK_MS - TOMBSTONE_MS,
+        "idle_since_ms": now_ms - CLOCK_SLACK_MS - SESSION_IDLE_MS,
         "since_ms": since_ms,
         "calls_since_ms": since_ms - EVENT_SLACK_MS,
     }
-    places, spent, open_holds, ended, producers = await store.query(
-        NEXT_OFFSETS, *(Query(statement, parameters) for statement in STATEMENTS)
+    places, spent, open_holds, ended, producers, endless = await store.query(
+        NEXT_OFFSETS, *(Query(statement, parameters) for statement in (*STATEMENTS, _SPENT_ENDLESSLY))
     )
     next_offsets = read_next_offsets(places)
     holds = {row["transaction_id"]: _open_hold(row["first_raw"], row["last_resized"]) for row in open_holds}
@@ -146,7 +178,7 @@ async def org_image(store: LedgerStore, org: str, now_ms: int) -> LedgerImage:
     return LedgerImage(
         next_offsets,
         OrgImage(
-            spent_nano={(row["budget_id"], row["window"]): row["spent_nano"] for row in spent},
+            spent_nano={(row["budget_id"], row["window"]): row["spent_nano"] for row in (*spent, *endless)},
             holds=holds,
             fences={(place.topic, place.partition): offset for place, offset in next_offsets.items()},
             producers={(row["topic"], row["partition"], row["producer"]): row["last_sequence"] for row in producers},
@@ -224,7 +256,7 @@ def _open_hold(first_raw: str, last_resized: str) -> Hold:
     if last_resized:
         changed = step_of(decode(last_resized.encode()), 0)
         assert changed is not None, "a change of a hold always has a step"
-        hold.amount_nano, hold.context = changed.amount_nano, changed.context
+        hold.amount_nano, hold.charges, hold.context = changed.amount_nano, changed.charges, changed.context
         hold.expires_at_ms, hold.resized_at_ms = changed.expires_at_ms, changed.time_ms
     return hold
 
@@ -233,7 +265,7 @@ def _ended_hold(row: Mapping[str, Any], now_ms: int) -> Hold:
     phase: HoldPhase = "settled" if row["ended_by"] == Settlement.TYPE else "expired"
     charges = tuple(Charge(*each) for each in row["charged"])
     # One that a reaper has had may have a second ending on its way; `core.fold` remembers it as long as that matters.
-    until_ms = [counts_until_ms(parse_span(each.window)) for each in charges] if row["has_expired"] else []
+    until_ms = [counts_until_ms(parse_span(each), now_ms) for each in row["windows"]] if row["has_expired"] else []
     return Hold(
         row["hold_nano"],
         charges,

@@ -8,15 +8,19 @@ from typing import Any, Final, Literal
 
 from services.core.codec import decode
 from services.core.components import MILLION
-from services.core.events import Denial, Expiry, Reservation, Settlement
+from services.core.events import Denial, Expiry, HoldResized, Reservation, Settlement
 from services.core.money import divide_half_even, format_usd
+from services.core.parts import ROUTE as PARTS_ROUTE
 from services.core.ports import LedgerStore, Query
 from services.ledger.transactions import State, Transaction, merge
 
-Dimension = Literal["org", "team", "agent", "vendor", "model"]
+Dimension = Literal[
+    "org", "team", "agent", "user", "project", "session", "environment", "key", "vendor", "model", "billing_class"
+]
 
 _KINDS: Final = {
     "reservation": Reservation.TYPE,
+    "resized": HoldResized.TYPE,
     "settlement": Settlement.TYPE,
     "expiry": Expiry.TYPE,
     "denial": Denial.TYPE,
@@ -24,12 +28,13 @@ _KINDS: Final = {
 _RAW: Final = "SELECT raw, trace_id FROM events"
 _IN_ORDER: Final = "ORDER BY topic, partition, `offset`"
 _DAY_MS: Final = 86_400_000
-_COLUMNS: Final[Mapping[Dimension, str]] = {
-    "org": "org",
-    "team": "team",
-    "agent": "agent",
-    "vendor": "vendor",
+# Dearest first; the rest of a dimension with more values than this is in the total only.
+MAX_SPEND_ROWS: Final = 1_000
+COLUMNS: Final[Mapping[Dimension, str]] = {
+    **{name: name for name in ("org", "team", "agent", "user", "project", "session", "environment", "vendor")},
+    "key": "key_id",
     "model": "model_priced",
+    "billing_class": "lower(concat(auth_mode, '.', vendor))",
 }
 # Statements are put together from these fixed texts; values go in as parameters only.
 _SETTLED: Final = "(SELECT transaction_id FROM events WHERE org = {org:String} AND type = {settlement:String})"
@@ -41,6 +46,29 @@ _STATE_CONDITIONS: Final[Mapping[State, str]] = {
     "settled": f"{_RESERVED} IN {_SETTLED}",
     "expired": f"{_RESERVED} IN {_EXPIRED} AND transaction_id NOT IN {_SETTLED}",
 }
+# A call that went on to another vendor or model has said so on its way.
+_WENT_ON: Final = (
+    "transaction_id IN (SELECT transaction_id FROM events WHERE org = {org:String} AND type = {resized:String}"
+)
+SPEND_FIGURES: Final = """
+    sum(toInt128(cost_nano + booked_nano)) AS spent_nano,
+    countIf(type = {settlement:String}) AS settled,
+    countIf(type = {expiry:String}) AS expired,
+    sum(usage['input_tokens']) AS input_tokens,
+    sum(usage['output_tokens']) AS output_tokens
+"""
+
+
+def spends(seen: str = "") -> str:
+    """A condition: the event puts money into spend, as a settlement, or as an expiry that none has corrected.
+
+    What a part of a budget has spent is there call by call: the part itself is not (`core.parts`).
+    `seen` narrows down, beginning with AND, the settlements that are looked at.
+    """
+    settled = f"org = {{org:String}} AND type = {{settlement:String}} AND transaction_id IN {_EXPIRED}{seen}"
+    corrected = f"(SELECT transaction_id FROM events WHERE {settled})"  # noqa: S608
+    ended = f"type = {{settlement:String}} OR (type = {{expiry:String}} AND transaction_id NOT IN {corrected})"
+    return f"(route != '{PARTS_ROUTE}' AND ({ended}))"
 
 
 class CursorError(ValueError):
@@ -52,6 +80,7 @@ class Scope:
     """What a caller may see and asks for: one org, columns that must have a value, and a span of event time.
 
     `since_ms` is inclusive, `until_ms` exclusive. `model` is what was asked for or what it was priced as.
+    `billing_class` is an auth mode and a vendor (BU-7).
     """
 
     org: str
@@ -59,18 +88,27 @@ class Scope:
     model: str | None = None
     since_ms: int | None = None
     until_ms: int | None = None
+    billing_class: str | None = None
 
-    def conditions(self) -> tuple[str, dict[str, object]]:
-        """The scope as a WHERE clause and its parameters."""
+    def conditions(self, *, follow: bool = False) -> tuple[str, dict[str, object]]:
+        """The scope as a WHERE clause and its parameters.
+
+        With `follow`, calls that went on to the vendor or model are those of it, too, whichever event is looked at.
+        """
         parts, parameters = ["org = {org:String}"], dict[str, object](_KINDS, org=self.org)
         for name, value in self.columns.items():
             if name not in SCOPE_COLUMNS:
                 raise ValueError(f"{name!r} is not a column to filter by")
-            parts.append(f"{name} = {{{name}:String}}")
+            condition = f"{name} = {{{name}:String}}"
+            parts.append(f"({condition} OR {_WENT_ON} AND {condition}))" if follow and name == "vendor" else condition)
             parameters[name] = value
         if self.model is not None:
-            parts.append("(model_requested = {model:String} OR model_priced = {model:String})")
+            went_on = f" OR {_WENT_ON} AND model_priced = {{model:String}})" if follow else ""
+            parts.append(f"(model_requested = {{model:String}} OR model_priced = {{model:String}}{went_on})")
             parameters["model"] = self.model
+        if self.billing_class is not None:
+            parts.append(f"{COLUMNS['billing_class']} = {{billing_class:String}}")
+            parameters["billing_class"] = self.billing_class
         for name, comparison, bound in (("since_ms", ">=", self.since_ms), ("until_ms", "<", self.until_ms)):
             if bound is not None:
                 parts.append(f"time {comparison} fromUnixTimestamp64Milli({{{name}:Int64}}, 'UTC')")
@@ -104,7 +142,7 @@ async def list_transactions(
 
     Raises `CursorError` and `UnavailableError`.
     """
-    where, parameters = scope.conditions()
+    where, parameters = scope.conditions(follow=True)
     condition = _STATE_CONDITIONS[state] if state else "type IN ({reservation:String}, {denial:String})"
     if cursor is not None:
         where += " AND (time, transaction_id) < (fromUnixTimestamp64Milli({at_ms:Int64}, 'UTC'), {after:String})"
@@ -140,44 +178,39 @@ async def spend(store: LedgerStore, scope: Scope, by: Dimension) -> dict[str, An
     """Spend within the scope by one dimension, dearest first, with totals. Raises `UnavailableError`.
 
     A call counts when it ended: at its cost, or at what its expiry booked until a settlement corrects that. Open
-    dimensions have the value null.
+    dimensions have the value null. What is past `MAX_SPEND_ROWS` rows is in the total alone; how many that are is told.
     """
     where, parameters = scope.conditions()
-    statement = f"""
-        SELECT {_COLUMNS[by]} AS value,
-               sum(toInt128(cost_nano + booked_nano)) AS spent_nano,
-               countIf(type = {{settlement:String}}) AS settled,
-               countIf(type = {{expiry:String}}) AS expired,
-               sum(usage['input_tokens']) AS input_tokens,
-               sum(usage['output_tokens']) AS output_tokens
-        FROM events
-        WHERE {where} AND (type = {{settlement:String}}
-            OR (type = {{expiry:String}} AND transaction_id NOT IN (
-                SELECT transaction_id FROM events
-                WHERE org = {{org:String}} AND type = {{settlement:String}} AND transaction_id IN {_EXPIRED})))
-        GROUP BY value ORDER BY spent_nano DESC, value
+    rows_of = f"""
+        SELECT {COLUMNS[by]} AS value, {SPEND_FIGURES}, count() OVER () AS found
+        FROM events WHERE {where} AND {spends()}
+        GROUP BY value ORDER BY spent_nano DESC, value LIMIT {{rows:UInt32}}
     """  # noqa: S608
-    denials = f"SELECT count() AS denied FROM events WHERE {where} AND type = {{denial:String}}"  # noqa: S608
-    rows, (refused,) = await store.query(Query(statement, parameters), Query(denials, parameters))
-    counted = ("settled", "expired", "input_tokens", "output_tokens")
+    # A denial has neither cost nor usage, so that it adds to nothing but its own count.
+    total_of = f"""
+        SELECT {SPEND_FIGURES}, countIf(type = {{denial:String}}) AS denied
+        FROM events WHERE {where} AND (type = {{denial:String}} OR {spends()})
+    """  # noqa: S608
+    rows, (total,) = await store.query(
+        Query(rows_of, {**parameters, "rows": MAX_SPEND_ROWS}), Query(total_of, parameters)
+    )
     return {
-        "rows": [
-            {"value": row["value"] or None, "cost_usd": format_usd(row["spent_nano"])}
-            | {name: row[name] for name in counted}
-            for row in rows
-        ],
-        "total": {
-            "cost_usd": format_usd(sum(row["spent_nano"] for row in rows)),
-            **{name: sum(row[name] for row in rows) for name in counted},
-            "denied": refused["denied"],
-        },
+        "rows": [{"value": row["value"] or None, **_spend_fields(row)} for row in rows],
+        "rows_left_off": rows[0]["found"] - len(rows) if rows else 0,
+        "total": {**_spend_fields(total), "denied": total["denied"]},
     }
+
+
+def _spend_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    counted = ("settled", "expired", "input_tokens", "output_tokens")
+    return {"cost_usd": format_usd(row["spent_nano"]), **{name: row[name] for name in counted}}
 
 
 async def estimates(store: LedgerStore, scope: Scope) -> list[dict[str, Any]]:
     """How well calls were estimated, by vendor, model, route and way of estimating; the least well first.
 
-    A call was under-estimated when it cost more than was held for it. Raises `UnavailableError`.
+    A call was under-estimated when it cost more than was held for it. What its caller has stated was not estimated.
+    Raises `UnavailableError`.
     """
     where, parameters = scope.conditions()
     # Settlements of earlier releases do not say how their holds were sized: there was one way only.
@@ -189,7 +222,7 @@ async def estimates(store: LedgerStore, scope: Scope) -> list[dict[str, Any]]:
                sum(toInt128(held_nano)) AS held_in_all,
                sum(toInt128(cost_nano)) AS cost_in_all
         FROM events
-        WHERE {where} AND type = {{settlement:String}}
+        WHERE {where} AND type = {{settlement:String}} AND estimate_mode != 'stated'
         GROUP BY vendor, model, route, mode
         ORDER BY underestimated / settled DESC, settled DESC, vendor, model, route, mode
     """  # noqa: S608

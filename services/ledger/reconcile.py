@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
-from services.core.budgets import Budget, Proposal, Standing, propose
+from services.core.backfill import ImpliedBudgets
+from services.core.budgets import EACH, Budget, Proposal, Standing
 from services.core.codec import decode
 from services.core.codec_fields import UnreadableEventError
 from services.core.events import Denial, Expiry, Reservation, Settlement
 from services.core.fold import apply, load, step_of
 from services.core.hotstate import OrgImage, OrgState, is_forgotten
+from services.core.matching import Expressions
 from services.core.money import format_usd
 from services.core.ports import (
     Directory,
@@ -20,13 +22,15 @@ from services.core.ports import (
     GoneError,
     HotState,
     Incoming,
+    LedgerImage,
     LedgerStore,
     TopicPartition,
     UnavailableError,
 )
 from services.core.reserve import peek
 from services.core.snapshot import decode_snapshot
-from services.core.windows import CalendarSpan, format_window, parse_span
+from services.core.windows import CalendarSpan, SessionSpan, SessionWindow, Span, format_window, parse_span, span_at
+from services.ledger.backfill import call_sums
 from services.ledger.errors import ApiError, HotStateUnavailableError
 from services.ledger.fences import next_offsets
 from services.ledger.image import org_image
@@ -39,6 +43,9 @@ PATIENCE_S: Final = 2.0
 # How long a comparison may take in all, waiting for its turn included; a log that is away may go on saying nothing.
 DEADLINE_S: Final = 20.0
 _PAUSE_S: Final = 0.1
+# Windows asked of the hot state at once, and rows told whether they agree or not.
+_PEEKED: Final = 1_000
+_ROWS: Final = 1_000
 _COUNTED: Final = {
     "reservations": Reservation.TYPE,
     "settlements": Settlement.TYPE,
@@ -78,10 +85,14 @@ class Progress:
 
 @dataclass(slots=True)
 class LogReading:
-    """One org's events as read from the log, each once, folded into a state of their own."""
+    """One org's events as read from the log, each once, folded into a state of their own.
+
+    `implied` are the budgets that calls are charged to without saying so (BU-8).
+    """
 
     org: str
     now_ms: int
+    implied: ImpliedBudgets
     state: OrgState = field(default_factory=lambda: OrgState(epoch="log"))
     counts: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
@@ -104,6 +115,8 @@ class LogReading:
         self._sequences[producer] = stamped.sequence
         self.counts[stamped.event.TYPE] += 1
         step = step_of(stamped, message.offset)
+        if step is not None and isinstance(stamped.event, Settlement | Expiry):
+            step = replace(step, implied=self.implied.charges_of(stamped.event))
         if step is not None:
             apply(self.state, message.topic, message.partition, [step], message.offset + 1, self.now_ms)
 
@@ -111,7 +124,15 @@ class LogReading:
 class Reconciler:
     """Compares one org at a time; reading the log again is not cheap."""
 
-    def __init__(self, log: EventLog, store: LedgerStore, hot: HotState, directory: Directory) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        store: LedgerStore,
+        hot: HotState,
+        directory: Directory,
+        expressions: Expressions | None = None,
+    ) -> None:
+        self._expressions = expressions
         self._event_log = log
         self._store = store
         self._hot = hot
@@ -123,9 +144,9 @@ class Reconciler:
         """The comparison as JSON. Raises `UnavailableError` when an engine is away or the org's hot state is cold, and
         `ApiError` (503) when it takes longer than `DEADLINE_S`.
 
-        It is exact while nothing moves. `lagging` says that something did, or that ledger or fold are behind the log.
-        `log_compared` is false when the log no longer reaches back to its beginning: then hot state and ledger alone
-        are compared.
+        It is exact while nothing moves. `lagging` says that something did, that ledger or fold are behind the log, or
+        that a new budget has not been given yet what its window holds. `log_compared` is false when the log no longer
+        reaches back to its beginning: then hot state and ledger alone are compared.
         """
         limit = asyncio.timeout(DEADLINE_S)
         try:
@@ -143,13 +164,16 @@ class Reconciler:
     async def _compare(self, org: str) -> dict[str, Any]:
         before = await self._level_progress()
         now_ms = await self._hot.now_ms()
+        filled = (await self._hot.marks(org, ())).filled
         budgets = await self._budgets(org)
-        image = (await org_image(self._store, org, now_ms)).image
+        is_filled = [each.since_version in (0, filled.get(each.budget_id)) for each in budgets]
+        implied = ImpliedBudgets(
+            (each for each, is_done in zip(budgets, is_filled, strict=True) if is_done), self._expressions
+        )
+        image = await self._image(org, implied, now_ms)
         proposals = tuple(_alive(budgets, image, now_ms))
-        standings = await self._hot.peek(org, proposals)
-        if standings is None:
-            raise HotStateUnavailableError(f"the hot state of {org} is being rebuilt")
-        reading = await self._read_log(org, before.log, now_ms)
+        standings = await self._standings(org, proposals)
+        reading = await self._read_log(LogReading(org, now_ms, implied), before.log)
         counted = await count_events(self._store, org)
         after = await self._progress()
         ledger = OrgState()
@@ -163,17 +187,30 @@ class Reconciler:
         rows = []
         for at, proposal in enumerate(proposals):
             figures = {name: each[at] if each is not None else None for name, each in found.items()}
-            rows.append(_row(windows[proposal.budget_id], proposal, figures))
+            row = _row(windows[proposal.budget_id.partition("@")[0]], proposal, figures)
+            # Sessions may be many: past these, only what does not agree is told.
+            if at < _ROWS or not row["agree"]:
+                rows.append(row)
         events = _event_fields(reading, counted)
         return {
             "org": org,
             "agree": events["agree"] and all(row["agree"] for row in rows),
             "log_compared": reading is not None,
-            "lagging": not before.is_level() or after.log != before.log,
+            "lagging": not before.is_level() or after.log != before.log or not all(is_filled),
             "budgets": rows,
             "events": events,
             "offsets": before.fields(),
         }
+
+    async def _standings(self, org: str, proposals: Sequence[Proposal]) -> tuple[Standing, ...]:
+        """The hot state's figures, a part at a time: gateways wait for it meanwhile."""
+        found: list[Standing] = []
+        for at in range(0, max(1, len(proposals)), _PEEKED):
+            standings = await self._hot.peek(org, tuple(proposals[at : at + _PEEKED]))
+            if standings is None:
+                raise HotStateUnavailableError(f"the hot state of {org} is being rebuilt")
+            found += standings
+        return tuple(found)
 
     async def _budgets(self, org: str) -> tuple[Budget, ...]:
         snapshot = await self._directory.snapshot(org)
@@ -202,12 +239,20 @@ class Reconciler:
         ledger, fold = await next_offsets(self._store), await self._hot.fold_fences(folded)
         return Progress(await self._event_log.end_offsets(self._places), ledger, fold)
 
-    async def _read_log(self, org: str, ends: Mapping[TopicPartition, int], now_ms: int) -> LogReading | None:
+    async def _image(self, org: str, implied: ImpliedBudgets, now_ms: int) -> OrgImage:
+        """The ledger's image, with what its calls have spent without saying so."""
+        known: LedgerImage = await org_image(self._store, org, now_ms)
+        below = {at.partition: end for at, end in known.next_offsets.items() if at.topic == Settlement.TOPIC}
+        spent_nano = Counter(known.image.spent_nano)
+        for query in implied.queries(now_ms, below):
+            spent_nano.update(implied.spent_nano(query, await call_sums(self._store, org, query), now_ms))
+        return replace(known.image, spent_nano=spent_nano)
+
+    async def _read_log(self, reading: LogReading, ends: Mapping[TopicPartition, int]) -> LogReading | None:
         """The org's events up to `ends`; None when the log no longer goes back to its beginning."""
         lows = await self._event_log.low_offsets(list(ends))
         if any(lows.values()):
             return None
-        reading = LogReading(org, now_ms)
         try:
             await self._read_up_to(ends, reading)
         except GoneError:
@@ -234,15 +279,30 @@ class Reconciler:
 
 
 def _alive(budgets: Sequence[Budget], image: OrgImage, now_ms: int) -> Iterator[Proposal]:
-    """Every window of a budget that the hot state has figures of: the current one, and calendar windows just ended."""
-    for budget, current in zip(budgets, propose(budgets, now_ms), strict=True):
-        yield current
-        for budget_id, window in image.spent_nano:
-            span = parse_span(window)
-            if budget_id != budget.budget_id or span == current.span or not isinstance(span, CalendarSpan):
-                continue
-            if isinstance(current.span, CalendarSpan) and not is_forgotten(span, now_ms):
-                yield Proposal(budget_id, budget.scope, span, budget.limit_nano)
+    """Every window that the hot state has figures of: current ones, calendar windows just ended, and sessions.
+
+    A budget of each value has windows for every value that the ledger knows of.
+    """
+    known: dict[str, dict[str, set[Span]]] = {}
+    held = [(each.budget_id, each.window) for hold in image.holds.values() for each in hold.charges]
+    for budget_id, window in {*image.spent_nano, *held}:
+        known.setdefault(budget_id.partition("@")[0], {}).setdefault(budget_id, set()).add(parse_span(window))
+    for budget in budgets:
+        ids = known.get(budget.budget_id, {})
+        current = None if isinstance(budget.window, SessionWindow) else span_at(budget.window, now_ms)
+        for budget_id in sorted(ids) if budget.scope_value == EACH else (budget.budget_id,):
+            if current is not None:
+                yield Proposal(budget_id, budget.scope, current, budget.limit_nano)
+            for span in sorted(ids.get(budget_id, ()), key=lambda each: each.key()):
+                if span != current and _is_kept(span, current, now_ms):
+                    yield Proposal(budget_id, budget.scope, span, budget.limit_nano)
+
+
+def _is_kept(span: Span, current: Span | None, now_ms: int) -> bool:
+    """Whether a window that is not the current one has figures of its own still."""
+    if isinstance(span, CalendarSpan) and isinstance(current, CalendarSpan):
+        return not is_forgotten(span, now_ms)
+    return isinstance(span, SessionSpan) and current is None
 
 
 def _row(window: str, proposal: Proposal, found: Mapping[str, Standing | None]) -> dict[str, Any]:

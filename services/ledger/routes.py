@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
+import orjson
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 
 from services.core.codec_fields import format_time
@@ -13,6 +14,7 @@ from services.core.identity import IdentityError, check_name
 from services.core.ports import LedgerStore
 from services.ledger import errors
 from services.ledger.answers import (
+    BillingSpendAnswer,
     ErrorAnswer,
     EstimatesAnswer,
     ReconciliationAnswer,
@@ -21,10 +23,12 @@ from services.ledger.answers import (
     TransactionsAnswer,
 )
 from services.ledger.auth import Gate, scope_of
+from services.ledger.backfill import call_sums, calls_fields, query_of
+from services.ledger.billing import BillingQuery, billing_spend
 from services.ledger.errors import ApiError, json_answer
 from services.ledger.fences import next_offsets
 from services.ledger.image import Images, image_fields, next_offsets_fields
-from services.ledger.parameters import EstimatesParameters, PageParameters, SpendParameters
+from services.ledger.parameters import BillingParameters, EstimatesParameters, PageParameters, SpendParameters
 from services.ledger.query import estimates, find_transaction, list_transactions, spend
 from services.ledger.reconcile import Reconciler
 
@@ -100,12 +104,13 @@ async def readyz(request: Request) -> Response:
 async def one_transaction(
     request: Request,
     transaction_id: Annotated[str, Path(description="As the gateway's answer to the call told it: txn_…")],
+    wait: Annotated[bool, Query(description="false: answer at once, with what is known now.")] = True,
 ) -> Response:
     """All that is known of one call. Waits a moment for events of a call that has only just ended."""
     context = _context(request)
-    _refuse_parameters(request)
+    _refuse_parameters(request, "wait")
     scope = scope_of(await context.gate.caller(request), {}, None, None, None)
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + (PATIENCE_S if wait else 0.0)
     while True:
         transaction = await find_transaction(context.store, scope, _check_id(transaction_id))
         is_final = transaction is not None and transaction.state != "held"
@@ -145,6 +150,23 @@ async def spend_by(request: Request, parameters: Annotated[SpendParameters, Quer
     return json_answer(told | await spend(context.store, scope, parameters.by))
 
 
+@router.get(
+    "/api/admin/billing/spend",
+    responses=_documented(BillingSpendAnswer, "A page; ask for the next by its nextCursor."),
+)
+async def billing_spend_by(request: Request, parameters: Annotated[BillingParameters, Query()]) -> Response:
+    """Spend by billing class, project or session, dearest first, a page at a time. Needs an org_admin key."""
+    context = _context(request)
+    record = await context.gate.admin(request, "spend by billing class")
+    if parameters.org_id not in (None, record.org):
+        message = f"this key is of org {record.org!r} only; leave orgId out, or use a key of that org"
+        raise ApiError(403, "forbidden", message, "orgId")
+    scope = scope_of(record, {"project": parameters.project}, None, None, None, parameters.billing_class)
+    query = BillingQuery(scope, parameters.by, parameters.window)
+    since_ms = parameters.since_ms(time.time_ns() // 1_000_000)
+    return json_answer(await billing_spend(context.store, query, since_ms, parameters.limit, parameters.cursor))
+
+
 @router.get("/v1/estimates", responses=_documented(EstimatesAnswer, "The figures."))
 async def estimates_and_costs(request: Request, parameters: Annotated[EstimatesParameters, Query()]) -> Response:
     """What was held for calls and what they cost, over a span of time: how often the estimate was too low."""
@@ -166,7 +188,7 @@ async def reconciliation(request: Request) -> Response:
     """Hot state, ledger and log of the caller's org, side by side. Needs an org_admin key."""
     context = _context(request)
     _refuse_parameters(request)
-    record = await context.gate.admin(request)
+    record = await context.gate.admin(request, "reconciliation")
     return json_answer(await context.reconciler.reconcile(record.org))
 
 
@@ -187,14 +209,26 @@ async def image(request: Request, org: str) -> Response:
     return json_answer(image_fields(await images.of(org, time.time_ns() // 1_000_000)))
 
 
+@router.post("/internal/v1/orgs/{org}/calls", include_in_schema=False)
+async def calls(request: Request, org: str) -> Response:
+    """What an org's calls did cost, for budgets that are made after them; see `services.ledger.backfill`."""
+    context = _context(request)
+    context.gate.check_service(request)
+    try:
+        query = query_of(orjson.loads(await request.body()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ApiError(400, "invalid_request", f"the question can't be read: {error}") from error
+    return json_answer(calls_fields(await call_sums(context.store, org, query)))
+
+
 def _context(request: Request) -> Context:
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
 
 
-def _refuse_parameters(request: Request) -> None:
-    for name in request.query_params:
+def _refuse_parameters(request: Request, *known: str) -> None:
+    for name in set(request.query_params) - set(known):
         raise ApiError(400, "invalid_request", f"{name} is not a parameter of this request", name)
 
 

@@ -73,6 +73,8 @@ class Transaction:
             **facts_fields((self.settlement or self.resized or first).facts),
             "cost_usd": format_usd(self.cost_nano),
             **self._hold_fields(),
+            "opened": _pick(self.reservation, "held_usd", "charges", "expires_at", "parent_charged"),
+            **self._budget_fields(),
             **self._settlement_fields(),
             "expiry": _pick(self.expiry, "time", "booked_usd"),
             "denial": _pick(self.denial, "code", "reason", "estimate_usd", "budget"),
@@ -84,7 +86,17 @@ class Transaction:
         fields = event_fields(held) if held is not None else {}
         if self.resized is not None:
             fields = {**fields, **event_fields(self.resized)}
+        if self.settlement is not None:  # a change that comes later than the end has changed nothing
+            fields = {**fields, **(_pick(self.settlement, "held_usd", "charges") or {})}
         return {name: fields.get(name) for name in ("held_usd", "charges", "estimate", "expires_at")}
+
+    def _budget_fields(self) -> dict[str, Any]:
+        """Budgets that were full: those whose parents paid, and those that only watch."""
+        last = self.settlement or self.reservation
+        return {
+            "parent_charged": None if last is None else list(last.parent_charged),
+            "would_block": None if self.reservation is None else list(self.reservation.would_block),
+        }
 
     def _settlement_fields(self) -> dict[str, Any]:
         names = (

@@ -82,7 +82,7 @@ async def test_an_org_sees_and_touches_only_its_own(control: Control) -> None:
     await control.ask("PUT", "connections/openai", {"api_key": "sk-ours"})
     assert (await control.ask("GET", "org", key=other))["name"] == "other"
     for path in ("teams", "agents", "budgets", "connections"):
-        assert await control.ask("GET", path, key=other) == {path: []}
+        assert (await control.ask("GET", path, key=other))[path] == []
     assert [each["action"] for each in (await control.ask("GET", "audit", key=other))["entries"]] == ["key.create"]
     for method, path in [
         ("GET", f"budgets/{budget}"),
@@ -286,8 +286,8 @@ BAD_BUDGETS: list[tuple[dict[str, Any], str, str]] = [
     ({"limit_usd": "9" * 60}, "limit_usd", "too long"),
     ({"limit_usd": None}, "limit_usd", "must be a JSON string"),
     ({"limit_usd": ...}, "limit_usd", "is required"),
-    ({"window": "week"}, "window", "use hour, day, month"),
-    ({"window": "0h"}, "window", "use hour, day, month"),
+    ({"window": "fortnight"}, "window", "use hour, day, week, month"),
+    ({"window": "0h"}, "window", "use hour, day, week, month"),
     ({"window": "367d"}, "window", "1m to 366d"),
     ({"window": ...}, "window", "is required"),
     ({"zone": "Europe/Atlantis"}, "zone", "Europe/Berlin or UTC"),
@@ -298,7 +298,7 @@ BAD_BUDGETS: list[tuple[dict[str, Any], str, str]] = [
     ({"agent": "a\u0000b"}, "agent", "letters, digits"),
     ({"agent": "a" * 129}, "agent", "too long"),
     ({"limt_usd": "1"}, "limt_usd", "not a field"),
-    ({"scope": {"kind": "user", "value": "u"}}, "scope.kind", "org"),
+    ({"scope": {"kind": "planet", "value": "u"}}, "scope.kind", "org"),
     ({"scope": {"kind": "team"}}, "scope.value", "is required"),
     ({"scope": {"kind": "org", "value": "other"}}, "scope.value", "leave it out"),
     ({"scope": {"kind": "team", "value": "ml"}, "team": "ml"}, "scope", "leave one out"),
@@ -320,7 +320,7 @@ async def test_a_budget_that_can_not_be_is_refused_by_field(control: Control, su
 
 
 async def test_a_scope_has_no_more_budgets_than_one_call_can_hold(control: Control) -> None:
-    for hours in range(1, 22):
+    for hours in range(1, 17):
         await control.ask("PUT", "budgets", {"team": "ml", "limit_usd": "1", "window": f"{hours}h"})
     assert (
         await refused(control, 409, "PUT", "budgets", {"team": "ml", "limit_usd": "1", "window": "30d"})

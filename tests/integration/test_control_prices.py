@@ -437,18 +437,20 @@ async def test_rules_are_set_replaced_published_and_removed(control: Control, di
     groq = (await control.ask("GET", "prices?vendor=groq&limit=1"))["prices"][0]["model"]
     targets = [{"vendor": "groq", "model": groq}, {"vendor": "openai", "model": "gpt-4o-mini"}]
     body = {"vendor": "openai", "route": "chat.completions", "timeout_ms": 20_000, "fallbacks": targets}
-    response = await control.call("PUT", "routes", {"budget_status": 429})
+    response = await control.call("PUT", "routes", {"budget_status": 429, "fail_open": True})
     assert (response.status_code, response.json()["vendor"], response.json()["route"]) == (201, "*", "*")
     assert (await control.call("PUT", "routes", body)).status_code == 201
-    response = await control.call("PUT", "routes", body | {"budget_status": 403, "timeout_ms": 1000})
-    assert (response.status_code, response.json()["timeout_ms"]) == (200, 1000)
+    changed = body | {"budget_status": 403, "timeout_ms": 1000, "fail_open": False}
+    response = await control.call("PUT", "routes", changed)
+    assert (response.status_code, response.json()["timeout_ms"], response.json()["fail_open"]) == (200, 1000, False)
     rules = (await control.ask("GET", "routes"))["rules"]
     assert [(each["vendor"], each["route"]) for each in rules] == [("*", "*"), ("openai", "chat.completions")]
     assert rules[1] == response.json()
     published = await snapshot(directory)
     fallbacks = (Target("groq", groq), Target("openai", "gpt-4o-mini"))
-    assert published.rule("openai", "chat.completions") == RouteRule("openai", "chat.completions", 403, 1000, fallbacks)
-    assert published.rule("anthropic", "messages").budget_status == 429
+    rule = RouteRule("openai", "chat.completions", 403, 1000, fallbacks, fail_open=False)
+    assert published.rule("openai", "chat.completions") == rule
+    assert published.rule("anthropic", "messages") == RouteRule("anthropic", "messages", 429, fail_open=True)
 
     error = await refused(control, 409, "DELETE", "connections/groq")
     assert (error.error, "'chat.completions'" in error.message) == ("connection_in_use", True)
@@ -467,6 +469,17 @@ async def test_rules_are_set_replaced_published_and_removed(control: Control, di
         "route.update",
         "route.create",
     ]
+
+
+async def test_a_rule_may_say_no_more_than_that_its_route_fails_open(
+    control: Control, directory: ValkeyDirectory
+) -> None:
+    assert (await control.ask("PUT", "routes", {"route": "embeddings", "fail_open": True}))["fail_open"] is True
+    published = await snapshot(directory)
+    assert published.rule("openai", "embeddings").fail_open is True
+    assert published.rule("openai", "chat.completions").fail_open is None
+    await control.ask("PUT", "routes", {"route": "embeddings", "fail_open": False})
+    assert (await snapshot(directory)).rule("openai", "embeddings").fail_open is False
 
 
 BAD_RULES: list[tuple[dict[str, Any], str, str]] = [

@@ -335,12 +335,15 @@ async def test_spend_over_other_spans(world: World) -> None:
 
 
 async def test_estimates_are_held_against_what_calls_cost(world: World) -> None:
-    """Three calibrated calls of one kind, one too low by a nano-dollar; a strict one; and one of long ago."""
+    """Three calibrated calls of one kind, one too low by a nano-dollar; a strict one; one of long ago; one stated."""
     held = [await world.admit(f"txn_{number}", 1_000) for number in range(5)]
     old = replace(held[4], time_ms=held[4].time_ms - 40 * 86_400_000)
     strict = of(held[3], vendor="openai", model_priced="gpt")
+    stated = replace(held[0], transaction_id="rsv_1", estimate_mode="stated")
     await world.tell(
         *held[:3],
+        stated,
+        settled(stated, 5_000, estimate_mode="stated"),
         strict,
         old,
         settled(held[0], 1_000, estimate_mode="calibrated"),
@@ -522,7 +525,7 @@ async def test_images_asked_for_at_once_are_one(world: World, monkeypatch: pytes
 
     monkeypatch.setattr(world.rig.store, "query", slow)
     images = await asyncio.gather(*(world.json("/internal/v1/orgs/default/image", TOKEN) for _ in range(3)))
-    assert asked == [5]
+    assert asked == [6]
     assert [[hold["reservation_id"] for hold in each["holds"]] for each in images] == [["txn_1"]] * 3
 
 
@@ -548,6 +551,7 @@ async def test_answers_have_the_form_they_are_described_with(world: World) -> No
         ("/v1/spend", "/v1/spend", {"by": "nobody"}),
         ("/v1/estimates", "/v1/estimates", {"since": "2020-01-01T00:00:00Z"}),
         ("/v1/reconciliation", "/v1/reconciliation", {}),
+        ("/api/admin/billing/spend", "/api/admin/billing/spend", {"limit": "1"}),
     ]
     statuses = []
     for template, path, parameters in requests:
@@ -556,7 +560,7 @@ async def test_answers_have_the_form_they_are_described_with(world: World) -> No
         jsonschema.validate(response.json(), described["content"]["application/json"]["schema"] | components)
         statuses.append(response.status_code)
     assert {template for template, *_ in requests} == set(description["paths"])
-    assert (statuses.count(200), statuses.count(400), statuses.count(404)) == (12, 1, 1)
+    assert (statuses.count(200), statuses.count(400), statuses.count(404)) == (13, 1, 1)
     world.log.trim(TopicPartition(Denial.TOPIC, 0), 1)
     schema = {"$ref": "#/components/schemas/ReconciliationAnswer"} | components
     jsonschema.validate(await world.json("/v1/reconciliation"), schema)

@@ -14,7 +14,7 @@ from services.core.codec import decode, encode_facts, to_message
 from services.core.codec_fields import format_time
 from services.core.events import Event, Expiry, HoldResized, Reservation, Settlement, Stamped
 from services.core.fold import step_of
-from services.core.hotstate import EXPIRY_PRODUCER, TOMBSTONE_MS, Admitted, HoldRequest, OrgImage
+from services.core.hotstate import EXPIRY_PRODUCER, SESSION_IDLE_MS, TOMBSTONE_MS, Admitted, HoldRequest, OrgImage
 from services.core.ports import Incoming, Query, TopicPartition
 from services.core.windows import MAX_ROLLING_MS, CalendarSpan, CalendarWindow, RollingSpan, RollingWindow, span_at
 from services.ledger import image as image_module
@@ -159,6 +159,44 @@ async def test_an_end_that_may_come_again_is_remembered_until_its_windows_are_go
     assert holds["expired"].booked_nano == 5
     assert (holds["settled"].amount_nano, holds["settled"].charges) == (RESERVATION.held_nano, (long_window,))
     assert holds["settled"].expires_at_ms == RESERVATION.expires_at_ms
+
+
+async def test_a_lifetime_is_summed_up_from_its_beginning_and_a_session_while_it_is_remembered(
+    ledger_store: ClickHouse,
+) -> None:
+    recorder = Recorder(ledger_store)
+    old_ms = NOW_MS - 3 * LONGEST_LIFE_MS
+    lifetime = Charge("bud_5", "org:default", "l")
+    busy, idle = Charge("bud_6", "session:s", "s:busy"), Charge("bud_6", "session:s", "s:idle")
+    await recorder.record(settlement("old", lifetime, busy, GONE, at_ms=old_ms), NOW_MS - old_ms)
+    await recorder.record(settlement("idle", lifetime, idle, at_ms=old_ms), SESSION_IDLE_MS + CLOCK_SLACK_MS + 60_000)
+    await recorder.record(settlement("late", busy), SESSION_IDLE_MS - 60_000)
+    await recorder.record(expiry("corrected", idle, at_ms=old_ms), NOW_MS - old_ms)
+    await recorder.record(settlement("corrected", lifetime, at_ms=old_ms), NOW_MS - old_ms)
+    image = (await org_image(ledger_store, "default", NOW_MS)).image
+    cost_nano = SETTLEMENT.cost_nano
+    assert image.spent_nano == {("bud_5", "l"): 3 * cost_nano, ("bud_6", "s:busy"): 2 * cost_nano}
+
+
+async def test_an_end_without_a_windows_end_is_remembered_for_as_long_as_a_session(ledger_store: ClickHouse) -> None:
+    recorder = Recorder(ledger_store)
+    for name, age_ms in (("just", SESSION_IDLE_MS - 60_000), ("long", SESSION_IDLE_MS + CLOCK_SLACK_MS + 60_000)):
+        await recorder.record(expiry(name, Charge("bud_6", "session:s", "s:1")), age_ms)
+        await recorder.record(expiry(f"{name}_ever", Charge("bud_5", "org:default", "l")), age_ms)
+    holds = (await org_image(ledger_store, "default", NOW_MS)).image.holds
+    assert {name: hold.forget_at_ms for name, hold in holds.items()} == dict.fromkeys(
+        ("just", "just_ever"), NOW_MS + SESSION_IDLE_MS
+    )
+
+
+async def test_the_last_change_of_a_hold_says_what_it_is_charged_to(ledger_store: ClickHouse) -> None:
+    recorder = Recorder(ledger_store)
+    other = replace(ALIVE, budget_id="bud_7")
+    await recorder.record(reservation("open", ALIVE), 0)
+    await recorder.record(replace(resized("open", 2_000, NOW_MS + 20), charges=(other, ALIVE)), 0)
+    await recorder.record(replace(resized("open", 3_000, NOW_MS + 10), charges=()), 0)
+    (hold,) = (await org_image(ledger_store, "default", NOW_MS)).image.holds.values()
+    assert (hold.charges, hold.amount_nano) == ((other, ALIVE), 2_000)
 
 
 async def test_a_call_in_the_last_moment_of_the_longest_window_still_counts(ledger_store: ClickHouse) -> None:

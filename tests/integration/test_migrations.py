@@ -10,7 +10,10 @@ import pytest
 
 from services.adapters.postgres import Migration, MigrationError, Postgres, migrate, read_migrations
 from services.adapters.schemas import schemas_folder
+from services.control.budgets.queries import insert, list_budgets
+from services.core.budgets import Budget
 from services.core.ports import UnavailableError
+from services.core.windows import CalendarWindow, RollingWindow
 from tests.support.postgres import PostgresServer
 from tests.support.valkey import free_port
 
@@ -220,3 +223,26 @@ async def test_a_transaction_that_raises_leaves_nothing_and_a_snapshot_writes_no
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await connection.execute("CREATE TABLE things (name text)")
     await postgres.close()
+
+
+async def test_a_budget_made_before_there_were_hierarchies_is_what_it_was(
+    postgres_dsn: str, connection: asyncpg.Connection
+) -> None:
+    await migrate(postgres_dsn, SHIPPED[:2])
+    await connection.execute("INSERT INTO price_catalogs (version, body) VALUES ('v1', 'prices')")
+    await connection.execute("INSERT INTO orgs (name, catalog_version, hold_ms) VALUES ('acme', 'v1', 1)")
+    for number, (window, zone) in enumerate([("day", "UTC"), ("month", "Asia/Tokyo"), ("90m", "")]):
+        await connection.execute(
+            "INSERT INTO budgets (budget_id, org, scope_kind, scope_value, time_window, zone, limit_nano)"
+            " VALUES ($1, 'acme', 'team', 'ml', $2, $3, 7)",
+            f"bud_{number}",
+            window,
+            zone,
+        )
+    await migrate(postgres_dsn, SHIPPED)
+    windows = (CalendarWindow("day", "UTC"), CalendarWindow("month", "Asia/Tokyo"), RollingWindow(5_400_000))
+    expected = [Budget(f"bud_{number}", "team", "ml", window, 7) for number, window in enumerate(windows)]
+    assert await list_budgets(connection, "acme") == expected
+    # One that was there is still the one of its window.
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await insert(connection, "acme", Budget("bud_9", "team", "ml", windows[1], 7))

@@ -34,7 +34,19 @@ BUDGET = {
     "limit_usd": "50.000000000",
     "window": "day",
     "zone": "Europe/Berlin",
+    "week_start": None,
+    "anchor_day": None,
+    "anchor_month": None,
+    "anchor": None,
     "estimate": "calibrated",
+    "extend": True,
+    "parent_id": "bud_0",
+    "child_mode": "isolated",
+    "enforcement": "enforce",
+    "when_full": "downgrade",
+    "downgrade_to": "gpt-4o-mini",
+    "thresholds": [50, 90],
+    "updated_at": "2026-03-01T10:20:30.456Z",
     "standing": {
         "spent_usd": "1.250000001",
         "held_usd": "0.000000000",
@@ -54,6 +66,7 @@ TRANSACTION = {
 }
 SPEND = {
     "rows": [{"value": None, "cost_usd": "12.5", "settled": 1234, "expired": 0, "input_tokens": 5, "output_tokens": 6}],
+    "rows_left_off": 2345,
     "total": {"cost_usd": "12.500000000", "denied": 7},
 }
 ESTIMATES = {
@@ -77,6 +90,7 @@ CONNECTION = {
     "base_url": "https://api.example/v1",
     "key_hint": "wxyz",
     "prices_as": "openai",
+    "auth_mode": "shared",
     "updated_at": "2026-03-01T10:20:30.456Z",
 }
 STATUS = {
@@ -150,12 +164,23 @@ OVERRIDE = {
     "created_by": "key_1",
     "created_at": "2026-03-01T10:20:30.456Z",
 }
+NO_RULE = dict.fromkeys(("budget_status", "timeout_ms", "fallbacks", "fail_open")) | {"vendor": "*", "route": "*"}
 RULE = {
     "vendor": "openai",
     "route": "chat.completions",
     "budget_status": 429,
     "timeout_ms": 1500,
     "fallbacks": [{"vendor": "groq", "model": "openai/gpt-oss"}],
+    "fail_open": True,
+}
+CAPS_PATH = "/api/admin/billing/cap-policy/default"
+CAPS = {
+    "orgId": "default",
+    "configVersion": 4,
+    "caps": {
+        "metered.openai": {"daily": "10.000000000", "monthly": None, "perSession": "0.500000000"},
+        "byok.google": {"monthly": "1.000000000"},
+    },
 }
 ORG = {
     "name": "default",
@@ -177,8 +202,12 @@ class StandIn:
             ("GET", "/api/v1/keys"): (200, {"keys": [KEY]}),
             ("POST", "/api/v1/keys"): (201, {**KEY, "key": "fk_live_" + "a" * 40}),
             ("DELETE", "/api/v1/keys/key_1"): (200, KEY),
-            ("GET", "/api/v1/budgets"): (200, {"budgets": [BUDGET]}),
+            ("GET", "/api/v1/budgets?limit=500"): (200, {"budgets": [BUDGET], "next": None}),
+            ("GET", "/api/v1/budgets?kind=user&value=%2A&limit=500"): (200, {"budgets": [BUDGET], "next": None}),
             ("PUT", "/api/v1/budgets"): (200, BUDGET),
+            ("GET", "/api/v1/budgets/bud_1"): (200, BUDGET),
+            ("GET", "/api/v1/budgets/bud_1?value=a&session=s"): (200, BUDGET),
+            ("PATCH", "/api/v1/budgets/bud_1"): (200, BUDGET),
             ("DELETE", "/api/v1/budgets/bud_1"): (204, None),
             ("GET", "/api/v1/connections"): (200, {"connections": [CONNECTION]}),
             ("PUT", "/api/v1/connections/openai"): (200, CONNECTION),
@@ -204,6 +233,9 @@ class StandIn:
             ("DELETE", "/api/v1/routes?vendor=openai&route=%2A"): (204, None),
             ("GET", "/api/v1/org"): (200, ORG),
             ("PATCH", "/api/v1/org"): (200, ORG),
+            ("GET", CAPS_PATH): (200, CAPS),
+            ("PATCH", CAPS_PATH): (200, CAPS),
+            ("GET", "/v1/spend?by=billing_class&window=7d"): (200, {**SPEND, "rows_left_off": 0}),
             ("GET", "/v1/spend?by=agent&window=7d"): (200, SPEND),
             ("GET", "/v1/estimates?window=7d&model=gpt-4o"): (200, ESTIMATES),
             ("GET", "/v1/transactions?limit=20&team=ml"): (200, {"transactions": [TRANSACTION], "next_cursor": "abc"}),
@@ -286,8 +318,13 @@ class Run:
         (["keys", "list"], ("GET", "/api/v1/keys", None), ["key_1", "wxyz", "ml", "2026-03-01 10:20:30"]),
         (["keys", "revoke", "key_1"], ("DELETE", "/api/v1/keys/key_1", None), ["Revoked key_1"]),
         (
+            ["budgets", "list", "--scope", "user:*"],
+            ("GET", "/api/v1/budgets?kind=user&value=%2A&limit=500", None),
+            ["bud_1", "team ml"],
+        ),
+        (
             ["budgets", "list"],
-            ("GET", "/api/v1/budgets", None),
+            ("GET", "/api/v1/budgets?limit=500", None),
             [
                 "bud_1",
                 "team ml",
@@ -310,6 +347,130 @@ class Run:
             ["bud_1"],
         ),
         (["budgets", "rm", "bud_1"], ("DELETE", "/api/v1/budgets/bud_1", None), ["Removed bud_1"]),
+        (["budgets", "delete", "bud_1"], ("DELETE", "/api/v1/budgets/bud_1", None), ["Removed bud_1"]),
+        (
+            ["budgets", "show", "bud_1"],
+            ("GET", "/api/v1/budgets/bud_1", None),
+            [
+                "team ml",
+                "$50.00 per day (Europe/Berlin)",
+                "$48.749999999",
+                "2026-03-02 00:00:00",
+                "downgrade to gpt-4o-mini",
+                "bud_0",
+                "50 %, 90 %",
+                "calibrated, streams step by step",
+            ],
+        ),
+        (
+            ["budgets", "show", "bud_1", "--value", "a", "--session", "s"],
+            ("GET", "/api/v1/budgets/bud_1?value=a&session=s", None),
+            ["bud_1"],
+        ),
+        (
+            [
+                "budgets",
+                "set",
+                "--scope",
+                "user:*",
+                "--limit",
+                "2",
+                "--window",
+                "week",
+                "--week-start",
+                "Sunday",
+                "--parent",
+                "bud_0",
+                "--child-mode",
+                "fallback",
+                "--extend",
+                "--threshold",
+                "50",
+                "--threshold",
+                "90",
+            ],
+            (
+                "PUT",
+                "/api/v1/budgets",
+                {
+                    "limit_usd": "2",
+                    "window": "week",
+                    "week_start": 6,
+                    "scope": {"kind": "user", "value": "*"},
+                    "parent_id": "bud_0",
+                    "child_mode": "fallback",
+                    "extend": True,
+                    "thresholds": [50, 90],
+                },
+            ),
+            ["bud_1"],
+        ),
+        (
+            [
+                "budgets",
+                "set",
+                "--scope",
+                "cel:nights",
+                "--expression",
+                "team == 'ml'",
+                "--limit",
+                "2",
+                "--window",
+                "every 14d",
+                "--anchor",
+                "2026-01-05T09:00:00Z",
+                "--enforcement",
+                "monitor",
+                "--no-extend",
+                "--no-thresholds",
+            ],
+            (
+                "PUT",
+                "/api/v1/budgets",
+                {
+                    "limit_usd": "2",
+                    "window": "every 14d",
+                    "anchor": "2026-01-05T09:00:00Z",
+                    "scope": {"kind": "cel", "value": "nights", "expression": "team == 'ml'"},
+                    "enforcement": "monitor",
+                    "extend": False,
+                    "thresholds": [],
+                },
+            ),
+            ["bud_1"],
+        ),
+        (
+            [
+                "budgets",
+                "change",
+                "bud_1",
+                "--window",
+                "year",
+                "--anchor-day",
+                "6",
+                "--anchor-month",
+                "4",
+                "--parent",
+                "",
+                "--when-full",
+                "downgrade",
+                "--downgrade-to",
+                "gpt-4o-mini",
+            ],
+            (
+                "PATCH",
+                "/api/v1/budgets/bud_1",
+                {
+                    "window": "year",
+                    "anchor_day": 6,
+                    "anchor_month": 4,
+                    "parent_id": None,
+                    "when_full": "downgrade",
+                    "downgrade_to": "gpt-4o-mini",
+                },
+            ),
+            ["team ml may spend $50.00 per day (Europe/Berlin) (bud_1)."],
+        ),
         (["connections", "list"], ("GET", "/api/v1/connections", None), ["openai", "https://api.example/v1", "wxyz"]),
         (["connections", "rm", "openai"], ("DELETE", "/api/v1/connections/openai", None), ["Disconnected openai"]),
         (
@@ -317,16 +478,36 @@ class Run:
             (
                 "PUT",
                 "/api/v1/connections/openai",
-                {"api_key": None, "dialect": None, "base_url": "https://api.example/v1", "prices_as": None},
+                {
+                    "api_key": None,
+                    "dialect": None,
+                    "base_url": "https://api.example/v1",
+                    "prices_as": None,
+                    "auth_mode": None,
+                },
             ),
-            ["Connected openai at https://api.example/v1"],
+            ["Connected openai at https://api.example/v1", "Its calls are shared.openai."],
         ),
         (
-            ["connections", "set", "openai", "--no-key", "--dialect", "anthropic", "--prices-as", "anthropic"],
+            ["spend", "--by", "billing_class", "--window", "7d"],
+            ("GET", "/v1/spend?by=billing_class&window=7d", None),
+            ["billing_class", "$12.50"],
+        ),
+        (
+            [
+                *("connections", "set", "openai", "--no-key", "--dialect", "anthropic"),
+                *("--prices-as", "anthropic", "--auth-mode", "local"),
+            ],
             (
                 "PUT",
                 "/api/v1/connections/openai",
-                {"api_key": None, "dialect": "anthropic", "base_url": None, "prices_as": "anthropic"},
+                {
+                    "api_key": None,
+                    "dialect": "anthropic",
+                    "base_url": None,
+                    "prices_as": "anthropic",
+                    "auth_mode": "local",
+                },
             ),
             ["Connected openai"],
         ),
@@ -429,7 +610,7 @@ class Run:
         (
             ["routes", "list"],
             ("GET", "/api/v1/routes", None),
-            ["chat.completions", "429", "1.5 s", "groq/openai/gpt-oss"],
+            ["chat.completions", "429", "1.5 s", "pass", "groq/openai/gpt-oss"],
         ),
         (
             [
@@ -445,17 +626,19 @@ class Run:
                 "1.5",
                 "--fallback",
                 "groq/openai/gpt-oss",
+                "--fail-open",
             ],
             ("PUT", "/api/v1/routes", RULE),
             ["vendor openai, route chat.completions is set"],
         ),
         (
             ["routes", "set", "--no-fallback"],
-            (
-                "PUT",
-                "/api/v1/routes",
-                {"vendor": "*", "route": "*", "budget_status": None, "timeout_ms": None, "fallbacks": []},
-            ),
+            ("PUT", "/api/v1/routes", {**NO_RULE, "fallbacks": []}),
+            ["is set"],
+        ),
+        (
+            ["routes", "set", "--fail-closed"],
+            ("PUT", "/api/v1/routes", {**NO_RULE, "fail_open": False}),
             ["is set"],
         ),
         (
@@ -494,7 +677,7 @@ class Run:
         (
             ["spend", "--by", "agent", "--window", "7d"],
             ("GET", "/v1/spend?by=agent&window=7d", None),
-            ["1,234", "$12.50", "7 calls were refused"],
+            ["1,234", "$12.50", "2,345 more are in the total only", "7 calls were refused"],
         ),
         (
             ["estimates", "--window", "7d", "--model", "gpt-4o"],
@@ -543,6 +726,13 @@ def test_prices_are_listed_over_all_pages(api: StandIn, run: Run) -> None:
     assert [each["model"] for each in run.json("prices", "list", "--limit", "2")["prices"]] == ["a", "b"]
 
 
+def test_budgets_are_listed_over_all_pages(api: StandIn, run: Run) -> None:
+    api.answers["GET", "/api/v1/budgets?limit=500"] = (200, {"budgets": [BUDGET], "next": "bud_1"})
+    rest = {"budgets": [BUDGET | {"budget_id": "bud_2"}], "next": None}
+    api.answers["GET", "/api/v1/budgets?limit=500&cursor=bud_1"] = (200, rest)
+    assert [each["budget_id"] for each in run.json("budgets", "list")["budgets"]] == ["bud_1", "bud_2"]
+
+
 def test_a_price_is_shown_where_no_farthing_runs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FARTHING_URL", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -562,6 +752,55 @@ def test_a_server_of_ones_own_needs_no_key(api: StandIn, run: Run) -> None:
     api.answers["PUT", "/api/v1/connections/vllm"] = (201, CONNECTION | {"vendor": "vllm"})
     assert "Connected vllm" in run("connections", "set", "vllm", "--base-url", "http://gpu:8000/v1")[1]
     assert api.asked[0][2]["api_key"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cell", "shown"),
+    [
+        (
+            ["set", "metered.openai", "--daily", "10.00", "--monthly", "off", "--per-session", "0.5"],
+            {"metered.openai": {"daily": "10.00", "monthly": None, "perSession": "0.5"}},
+            "metered.openai may spend $10.00 a day, anything a month (not enforced), $0.50 a session.",
+        ),
+        (
+            ["set", "byok.google", "--monthly", "1"],
+            {"byok.google": {"monthly": "1"}},
+            "byok.google may spend $1.00 a month.",
+        ),
+        (["unset", "local.vllm"], {"local.vllm": None}, "local.vllm has no caps."),
+    ],
+)
+def test_caps_are_changed_in_the_orgs_matrix(
+    api: StandIn, run: Run, arguments: list[str], cell: dict[str, Any], shown: str
+) -> None:
+    code, out, err = run("caps", *arguments)
+    assert (code, out, err) == (0, f"{shown}\n", "")
+    assert api.asked == [("GET", "/api/v1/org", None), ("PATCH", CAPS_PATH, {"caps": cell})]
+    assert run.json("caps", *arguments) == CAPS
+
+
+def test_the_cap_matrix_is_shown(api: StandIn, run: Run) -> None:
+    code, out, err = run("caps", "show")
+    assert (code, err) == (0, "")
+    rows = [line.split("  ") for line in out.splitlines()]
+    cells = {row[0].strip(): [each.strip() for each in row[1:] if each.strip()] for row in rows if row[0]}
+    assert cells["metered.openai"] == ["$10.00", "not enforced", "$0.50"]
+    assert cells["byok.google"] == ["-", "$1.00", "-"]
+    assert run.json("caps", "show") == CAPS
+    api.answers["GET", CAPS_PATH] = (200, {**CAPS, "caps": {}})
+    assert "There are no caps." in run("caps", "show")[1]
+
+
+def test_an_orgs_name_is_spelled_for_a_path(api: StandIn, run: Run) -> None:
+    api.answers["GET", "/api/v1/org"] = (200, {**ORG, "name": "a/b@c"})
+    api.answers["GET", "/api/admin/billing/cap-policy/a%2Fb%40c"] = (200, CAPS)
+    assert run.json("caps", "show") == CAPS
+
+
+def test_a_cap_has_to_be_named(api: StandIn, run: Run) -> None:
+    code, out, err = run("caps", "set", "metered.openai")
+    assert (code, out, err) == (1, "", "farthing: name a cap: --daily, --monthly or --per-session (daily)\n")
+    assert api.asked == []
 
 
 def test_json_is_the_answer_as_it_came(api: StandIn, run: Run) -> None:
@@ -590,6 +829,12 @@ def test_a_vendor_key_comes_from_standard_input(api: StandIn, run: Run, monkeypa
         (["connections", "set", "openai"], "no key on standard input"),
         (["budgets", "set", "--limit", "1", "--window", "day"], "say what to cap"),
         (["budgets", "set", "--org", "--team", "ml", "--limit", "1", "--window", "day"], "say what to cap"),
+        (["budgets", "set", "--org", "--scope", "user:a", "--limit", "1", "--window", "day"], "say what to cap"),
+        (["budgets", "set", "--scope", "user", "--limit", "1", "--window", "day"], "must be KIND:VALUE"),
+        (["budgets", "set", "--org", "--expression", "true", "--limit", "1", "--window", "day"], "--scope cel:NAME"),
+        (["budgets", "change", "bud_1"], "say what to change"),
+        (["budgets", "change", "bud_1", "--week-start", "7"], "must be a day of the week"),
+        (["budgets", "change", "bud_1", "--threshold", "7", "--no-thresholds"], "exclude each other"),
         (["prices", "override", "openai", "gpt-4o", "--usd", "2.50"], "must be COMPONENT=USD"),
         (["prices", "override", "openai", "gpt-4o", "--usd", "input=1", "--usd", "input=2"], "each component once"),
         (["prices", "override", "openai", "gpt-4o", "--tier", "input=1"], "must be TOKENS:COMPONENT=USD"),

@@ -27,7 +27,7 @@ BUDGETS = [
 ]
 CONNECTIONS = [
     Connection("openai", "openai", "https://api.openai.com/v1", "v1.sealed", "openai"),
-    Connection("local", "openai", "http://127.0.0.1:11434/v1", None, "openai"),
+    Connection("local", "openai", "http://127.0.0.1:11434/v1", None, "openai", "local"),
 ]
 OVERRIDES = Overrides(
     "beef", ({"vendor": "vllm", "model": "llama", "prices": [{"from": None, "usd": {"input": "0"}}]},)
@@ -68,6 +68,14 @@ def test_fields_that_a_newer_control_adds_are_passed_over() -> None:
     for part in (fields, *fields["budgets"], *(each["window"] for each in fields["budgets"]), *fields["connections"]):
         part["added_later"] = 1
     assert decode_snapshot(json.dumps(fields).encode()) == snapshot
+
+
+def test_a_connection_of_an_earlier_control_is_metered() -> None:
+    fields = json.loads(encode_snapshot(compile_snapshot(ORG, BUDGETS, CONNECTIONS)))
+    for each in fields["connections"]:
+        del each["auth_mode"]
+    connections = decode_snapshot(json.dumps(fields).encode()).connections
+    assert {each.auth_mode for each in connections.values()} == {"metered"}
 
 
 def test_the_order_of_rows_does_not_matter() -> None:

@@ -1,253 +1,238 @@
-"""Budgets: caps by scope and window, and where they stand."""
+"""Budgets: caps by scope and window, their hierarchy, and where they stand."""
 
-from collections.abc import Sequence
-from typing import Final, Literal, Self
+from dataclasses import replace
+from typing import Final
 
-from pydantic import BaseModel, Field
 from ulid import ULID
 
 from services.control.agents.service import ensure_placed
 from services.control.auth import Admin
 from services.control.budgets import queries
-from services.control.budgets.queries import StoredBudget
-from services.control.context import Change
-from services.control.errors import conflict, invalid, not_found
-from services.control.fields import Body, Instant, Made, Name, Usd
-from services.core.budgets import (
-    MAX_BUDGETS_PER_CALL,
-    SCOPE_KINDS,
-    Budget,
-    EstimateMode,
-    ScopeKind,
-    Standing,
-    propose,
+from services.control.budgets.forms import (
+    BudgetAnswer,
+    BudgetFields,
+    Budgets,
+    ChangeBudget,
+    SetBudget,
+    SetBudgetAnswer,
 )
-from services.core.codec_fields import format_time
-from services.core.money import MAX_LIMIT_NANO, MoneyError, format_usd, parse_usd
-from services.core.ports import HotState, UnavailableError
-from services.core.windows import CalendarWindow, format_window, parse_window
+from services.control.budgets.queries import StoredBudget
+from services.control.budgets.rules import (
+    changed_window,
+    expression_of,
+    limit_of,
+    scope_of,
+    window_of,
+    with_options,
+)
+from services.control.budgets.standings import with_standing_of, with_standings
+from services.control.context import Change
+from services.control.delegations import queries as delegation_queries
+from services.control.errors import conflict, invalid, not_found
+from services.control.fields import Made
+from services.core.budgets import EACH, MAX_BUDGETS_PER_ORG, MAX_DEPTH, Budget, ScopeKind
+from services.core.matching import Expressions
+from services.core.windows import Window, is_same_window
 
-# A call falls under one scope of each kind; its budgets must fit into one reservation.
-MAX_BUDGETS_PER_SCOPE: Final = MAX_BUDGETS_PER_CALL // len(SCOPE_KINDS)
-
-
-class Scope(BaseModel):
-    """What a budget caps."""
-
-    kind: ScopeKind
-    value: str = Field(examples=["ml"])
-
-
-class ScopeBody(Body):
-    """What a budget shall cap. The value of kind ``org`` may be left out."""
-
-    kind: ScopeKind
-    value: Name | None = None
-
-
-class SetBudget(Body):
-    """A budget as it shall be. Say what it caps by `scope`, or by `team` and `agent`; neither means the whole org."""
-
-    limit_usd: str = Field(max_length=40, examples=["50.00"], description="US dollars; 0 blocks everything.")
-    window: str = Field(max_length=40, examples=["day"], description="hour, day, month, or rolling: 90m, 1h, 30d.")
-    zone: str | None = Field(default=None, max_length=64, examples=["Europe/Berlin"], description="Default: UTC.")
-    estimate: EstimateMode | None = Field(
-        default=None,
-        description="What it holds for a call: strict, the most it can cost, or calibrated, what such calls have cost"
-        " plus a margin. Default: as it is, strict for a new budget.",
-    )
-    scope: ScopeBody | None = None
-    team: Name | None = None
-    agent: Name | None = None
+# A call falls under a scope of several kinds, and its budgets must fit into one reservation (`MAX_BUDGETS_PER_CALL`):
+# four scopes that are full do. The gateway refuses a call that falls under more.
+MAX_BUDGETS_PER_SCOPE: Final = 16
+# Each costs every call of the org some microseconds, whether it matches or not.
+MAX_EXPRESSIONS_PER_ORG: Final = 64
 
 
-class StandingAnswer(BaseModel):
-    """A budget's current window. All figures are null when the hot state can't tell them; `reason` says why."""
-
-    spent_usd: Usd | None = None
-    held_usd: Usd | None = None
-    remaining_usd: Usd | None = None
-    resets_at: str | None = Field(default=None, description="When all spend of now has left the window.")
-    reason: Literal["state_rebuilding", "hot_state_unreachable"] | None = None
-
-    @classmethod
-    def of(cls, standing: Standing) -> Self:
-        """The answer for known figures."""
-        return cls(
-            spent_usd=format_usd(standing.spent_nano),
-            held_usd=format_usd(standing.held_nano),
-            remaining_usd=format_usd(standing.remaining_nano),
-            resets_at=format_time(standing.resets_at_ms),
-        )
-
-
-class BudgetFields(BaseModel):
-    """A budget as it is kept."""
-
-    budget_id: str = Field(examples=["bud_01JD9Z0V9VJ3C2Q4M8K3J5H7RT"])
-    scope: Scope
-    limit_usd: Usd
-    window: str
-    zone: str | None
-    estimate: EstimateMode
-    created_at: Instant
-    updated_at: Instant
-
-    @classmethod
-    def of(cls, stored: StoredBudget) -> "BudgetFields":
-        """The fields of a stored budget."""
-        budget = stored.budget
-        return BudgetFields(
-            budget_id=budget.budget_id,
-            scope=Scope(kind=budget.scope_kind, value=budget.scope_value),
-            limit_usd=format_usd(budget.limit_nano),
-            window=format_window(budget.window),
-            zone=budget.window.zone if isinstance(budget.window, CalendarWindow) else None,
-            estimate=budget.estimate,
-            created_at=stored.created_at,
-            updated_at=stored.updated_at,
-        )
-
-
-class BudgetAnswer(BudgetFields):
-    """A budget and where it stands."""
-
-    standing: StandingAnswer
-
-
-class SetBudgetAnswer(BudgetAnswer):
-    """The budget, and what was made on the way."""
-
-    made: Made
-
-
-class Budgets(BaseModel):
-    """Every budget of the org, oldest first."""
-
-    budgets: list[BudgetAnswer]
-
-
-async def put_budget(change: Change, request: SetBudget) -> tuple[StoredBudget, Made, bool]:
+async def put_budget(change: Change, request: SetBudget, expressions: Expressions) -> tuple[StoredBudget, Made, bool]:
     """Sets a budget as part of a change: the budget, what was made on the way, and whether it is new.
 
-    A scope has at most one budget a window and zone, which keeps its id, and so its spend, when its limit changes.
+    A scope has at most one budget a window, which keeps its id, and so its spend, when anything else changes.
     """
-    limit_nano = _limit(request.limit_usd)
-    window = parse_window(request.window, request.zone)
-    kind, value, team = _scope(request, change.org)
-    if kind == "agent":
-        _, made = await ensure_placed(change, team, value)
-    elif kind == "team":
-        _, made = await ensure_placed(change, value, None)
-    else:
-        made = Made()
+    limit_nano = limit_of(request.limit_usd)
+    window = window_of(request)
+    kind, value, team = scope_of(request, change.org)
+    made = await _make_named(change, kind, value, team)
     siblings = await queries.list_of_scope(change.connection, change.org, kind, value)
-    found = next((each for each in siblings if each.budget.window == window), None)
+    expression = _expression(request, siblings, expressions) if kind == "cel" else None
+    found = _with_window(siblings, window)
     if found is None:
-        if len(siblings) >= MAX_BUDGETS_PER_SCOPE:
-            raise conflict(
-                "too_many_budgets", f"{kind} {value!r} has {len(siblings)} budgets, and no more fit; delete one first"
-            )
-        new = Budget(f"bud_{ULID()}", kind, value, window, limit_nano, request.estimate or "strict")
-        stored = await queries.insert(change.connection, change.org, new)
+        await _check_room(change, kind, value, siblings)
+        base = Budget(
+            f"bud_{ULID()}", kind, value, window, limit_nano, expression=expression, since_version=change.config_version
+        )
+        budget = with_options(base, request)
     else:
-        estimate = request.estimate or found.budget.estimate
-        stored = await queries.change(change.connection, found.budget.budget_id, limit_nano, estimate)
-    await change.audit(
-        "budget.create" if found is None else "budget.update",
-        stored.budget.budget_id,
-        before=None if found is None else BudgetFields.of(found).model_dump(mode="json"),
-        after=BudgetFields.of(stored).model_dump(mode="json"),
-    )
+        budget = with_options(replace(found.budget, limit_nano=limit_nano), request)
+    await _check_parent(change, budget)
+    stored = await _keep(change, found, budget)
     return stored, made, found is None
 
 
 async def set_budget(admin: Admin, request: SetBudget) -> tuple[SetBudgetAnswer, bool]:
     """Sets a budget of the caller's org, and whether it is new."""
     async with admin.change() as change:
-        stored, made, is_new = await put_budget(change, request)
-    [answer] = await _with_standings(admin.context.hot, admin.org, [stored])
+        stored, made, is_new = await put_budget(change, request, admin.context.expressions)
+    [answer] = await with_standings(admin.context.hot, admin.org, [stored])
     return SetBudgetAnswer(**answer.model_dump(), made=made), is_new
 
 
-async def list_budgets(admin: Admin) -> Budgets:
-    """The org's budgets and where they stand."""
+async def change_budget(admin: Admin, budget_id: str, request: ChangeBudget) -> BudgetAnswer:
+    """Changes a budget in all but its scope. In another window it keeps its id and counts anew."""
+    if not request.model_fields_set:
+        raise invalid("limit_usd", "name what to change: limit_usd, window, or another field but the scope")
+    async with admin.change() as change:
+        found = await _find(change, budget_id)
+        window = changed_window(request, found.budget.window)
+        changed = found.budget
+        if not is_same_window(window, changed.window):
+            await _check_no_twin(change, changed, window)
+            await _check_no_part(change, budget_id)
+            changed = replace(changed, window=window, since_version=change.config_version)
+        if request.limit_usd is not None:
+            changed = replace(changed, limit_nano=limit_of(request.limit_usd))
+        changed = with_options(changed, request)
+        await _check_parent(change, changed)
+        stored = await _keep(change, found, changed)
+    [answer] = await with_standings(admin.context.hot, admin.org, [stored])
+    return answer
+
+
+async def list_budgets(
+    admin: Admin, kind: ScopeKind | None, value: str | None, cursor: str | None, limit: int | None
+) -> Budgets:
+    """The org's budgets and where they stand: all, or a page of them."""
     async with admin.context.database.snapshot() as connection:
-        stored = await queries.list_stored(connection, admin.org)
-    return Budgets(budgets=await _with_standings(admin.context.hot, admin.org, stored))
+        one_more = None if limit is None else limit + 1
+        stored = await queries.list_page(connection, admin.org, kind, value, cursor or "", one_more)
+    page = stored if limit is None else stored[:limit]
+    following = page[-1].budget.budget_id if len(page) < len(stored) else None
+    return Budgets(budgets=await with_standings(admin.context.hot, admin.org, page), next=following)
 
 
-async def get_budget(admin: Admin, budget_id: str) -> BudgetAnswer:
-    """One budget and where it stands."""
+async def get_budget(admin: Admin, budget_id: str, value: str | None, session: str | None) -> BudgetAnswer:
+    """One budget and where it stands, for one value and session where it has a standing for each."""
     async with admin.context.database.snapshot() as connection:
         stored = await queries.find(connection, admin.org, budget_id)
     if stored is None:
         raise not_found(f"budget {budget_id[:60]!r}")
-    [answer] = await _with_standings(admin.context.hot, admin.org, [stored])
-    return answer
+    return await with_standing_of(admin.context.hot, admin.org, stored, value, session)
 
 
 async def delete_budget(admin: Admin, budget_id: str) -> None:
-    """Removes a budget. One made later for the same scope and window has another id, and starts at zero."""
+    """Removes a budget. One made later for the same scope and window has another id, and starts with its window."""
     async with admin.change() as change:
-        stored = await queries.find(change.connection, admin.org, budget_id)
-        if stored is None:
-            raise not_found(f"budget {budget_id[:60]!r}")
+        stored = await _find(change, budget_id)
+        children = await queries.list_children(change.connection, admin.org, budget_id)
+        if children:
+            message = (
+                f"budget {budget_id} is the parent of {len(children)}, {children[0]} first; delete those, or change "
+                "their parent_id"
+            )
+            raise conflict("has_children", message)
         await queries.delete(change.connection, budget_id)
         await change.audit("budget.delete", budget_id, before=BudgetFields.of(stored).model_dump(mode="json"))
 
 
-def _limit(text: str) -> int:
-    try:
-        limit_nano = parse_usd(text)
-    except MoneyError as error:
-        raise invalid("limit_usd", f"limit_usd: {error}") from error
-    if limit_nano < 0:
-        raise invalid("limit_usd", "limit_usd must not be negative; 0 blocks everything")
-    if limit_nano > MAX_LIMIT_NANO:
-        raise invalid("limit_usd", f"limit_usd must be at most {format_usd(MAX_LIMIT_NANO)}")
-    return limit_nano
+async def _make_named(change: Change, kind: ScopeKind, value: str, team: str | None) -> Made:
+    """Makes the team and the agent that a scope names; of other kinds nothing is kept."""
+    if kind not in ("agent", "team") or value == EACH:
+        return Made()
+    _, made = await ensure_placed(change, team, value) if kind == "agent" else await ensure_placed(change, value, None)
+    return made
 
 
-def _scope(request: SetBudget, org: str) -> tuple[ScopeKind, str, str | None]:
-    """Kind and value of the scope asked for, and the team named beside an agent."""
-    if request.scope is None:
-        if request.agent is not None:
-            return "agent", request.agent, request.team
-        if request.team is not None:
-            return "team", request.team, None
-        return "org", org, None
-    if request.team is not None or request.agent is not None:
-        raise invalid("scope", "scope and team or agent exclude each other; leave one out")
-    kind, value = request.scope.kind, request.scope.value
-    if kind != "org":
-        if value is None:
-            raise invalid("scope.value", f"scope.value is required for kind {kind!r}")
-        return kind, value, None
-    if value not in (None, org):
-        raise invalid("scope.value", f"scope.value of kind 'org' can only be {org!r}; leave it out")
-    return "org", org, None
-
-
-async def _with_standings(hot: HotState, org: str, stored: Sequence[StoredBudget]) -> list[BudgetAnswer]:
-    standings, reason = await _peek(hot, org, [each.budget for each in stored])
-    return [
-        BudgetAnswer(
-            **BudgetFields.of(each).model_dump(),
-            standing=standings.get(each.budget.budget_id) or StandingAnswer(reason=reason),
+def _expression(request: SetBudget, siblings: tuple[StoredBudget, ...], expressions: Expressions) -> str:
+    """The one expression of a name. Raises a 400, or a 409 where the name has another."""
+    known = siblings[0].budget.expression if siblings else None
+    expression = expression_of(request, known, expressions)
+    if known not in (None, expression):
+        message = (
+            f"budgets named {siblings[0].budget.scope_value!r} have the expression {known!r}, by which they have "
+            "counted; choose another name, or delete them first"
         )
-        for each in stored
-    ]
+        raise conflict("expression_differs", message, "scope.expression")
+    return expression
 
 
-async def _peek(
-    hot: HotState, org: str, budgets: Sequence[Budget]
-) -> tuple[dict[str, StandingAnswer], Literal["state_rebuilding", "hot_state_unreachable"] | None]:
-    """Standings by budget id, or why there are none. Budgets are there without the hot state; their figures are not."""
-    try:
-        standings = await hot.peek(org, propose(budgets, await hot.now_ms()))
-    except UnavailableError:
-        return {}, "hot_state_unreachable"
-    if standings is None:
-        return {}, "state_rebuilding"
-    return {each.budget_id: StandingAnswer.of(each) for each in standings}, None
+def _with_window(siblings: tuple[StoredBudget, ...], window: Window) -> StoredBudget | None:
+    return next((each for each in siblings if is_same_window(each.budget.window, window)), None)
+
+
+async def _check_room(change: Change, kind: ScopeKind, value: str, siblings: tuple[StoredBudget, ...]) -> None:
+    """Raises a 409 when one more budget would be too many."""
+    if len(siblings) >= MAX_BUDGETS_PER_SCOPE:
+        raise conflict(
+            "too_many_budgets", f"{kind} {value!r} has {len(siblings)} budgets, and no more fit; delete one first"
+        )
+    budgets, with_expression = await queries.count(change.connection, change.org)
+    if budgets >= MAX_BUDGETS_PER_ORG:
+        message = f"this org has {budgets} budgets, and no more fit; delete some, or use one of each value ('*')"
+        raise conflict("too_many_budgets", message)
+    if kind == "cel" and with_expression >= MAX_EXPRESSIONS_PER_ORG:
+        message = (
+            f"this org has {with_expression} budgets with an expression, and every call pays for each; delete one, or "
+            "use another kind of scope"
+        )
+        raise conflict("too_many_budgets", message, "scope.kind")
+
+
+async def _check_no_twin(change: Change, budget: Budget, window: Window) -> None:
+    """Raises a 409 when the scope has a budget in this window already."""
+    siblings = await queries.list_of_scope(change.connection, change.org, budget.scope_kind, budget.scope_value)
+    twin = _with_window(siblings, window)
+    if twin is not None and twin.budget.budget_id != budget.budget_id:
+        twin_id = twin.budget.budget_id
+        raise conflict(
+            "already_exists", f"{budget.scope} has budget {twin_id} in this window; change that one", "window"
+        )
+
+
+async def _check_no_part(change: Change, budget_id: str) -> None:
+    """Raises a 409 for a budget that parts are carved from: what they spend is in the window that they are held in."""
+    part_id = await delegation_queries.find_covering(change.connection, change.org, budget_id)
+    if part_id is not None:
+        message = (
+            f"part {part_id} was carved from budget {budget_id} in the window it has now, and would be missing from "
+            f"another; end it by POST /v1/budgets/{part_id}/end and try again in a minute, or make another budget"
+        )
+        raise conflict("has_parts", message, "window")
+
+
+async def _check_parent(change: Change, budget: Budget) -> None:
+    """Raises a 400 for a parent that a budget can't have."""
+    if budget.parent_id is None:
+        return
+    parent = await queries.find(change.connection, change.org, budget.parent_id)
+    if parent is None:
+        message = f"there is no budget {budget.parent_id[:60]!r} to be the parent; GET /api/v1/budgets lists them"
+        raise invalid("parent_id", message)
+    if parent.budget.scope_value == EACH:
+        message = f"budget {budget.parent_id} is one of each {parent.budget.scope_kind}, which can't be a parent"
+        raise invalid("parent_id", f"{message}; name a budget of one value")
+    line = await queries.list_line(change.connection, change.org, budget.parent_id)
+    if budget.budget_id in line:
+        message = f"parent_id {budget.parent_id} would make the budget its own ancestor; name one that is not below it"
+        raise invalid("parent_id", message)
+    depth = len(line) + await queries.count_generations(change.connection, change.org, budget.budget_id)
+    if depth > MAX_DEPTH:
+        message = f"the hierarchy would be {depth} budgets deep, and {MAX_DEPTH} is the most; name a parent further up"
+        raise invalid("parent_id", message)
+
+
+async def _find(change: Change, budget_id: str) -> StoredBudget:
+    stored = await queries.find(change.connection, change.org, budget_id)
+    if stored is None:
+        raise not_found(f"budget {budget_id[:60]!r}")
+    return stored
+
+
+async def _keep(change: Change, found: StoredBudget | None, budget: Budget) -> StoredBudget:
+    if found is None:
+        stored = await queries.insert(change.connection, change.org, budget)
+    else:
+        stored = await queries.change(change.connection, budget)
+    await change.audit(
+        "budget.create" if found is None else "budget.update",
+        budget.budget_id,
+        before=None if found is None else BudgetFields.of(found).model_dump(mode="json"),
+        after=BudgetFields.of(stored).model_dump(mode="json"),
+    )
+    return stored

@@ -16,7 +16,16 @@ _VERSION: Final = re.compile(r"v\d+[a-z0-9]*")
 
 def check_vendor_name(vendor: str) -> None:
     """Raises a 400 for a name that no connection can have."""
-    if vendor in _RESERVED or _VERSION.fullmatch(vendor) is not None:
+    if _is_taken(vendor):
         raise invalid("vendor", f"vendor {vendor!r} is the beginning of other paths here; choose another name")
     if _VENDOR.fullmatch(vendor) is None:
         raise invalid("vendor", "vendor must be 1 to 63 lower-case letters, digits or -, starting with a letter")
+
+
+def is_vendor_name(vendor: str) -> bool:
+    """Whether a connection can have this name."""
+    return _VENDOR.fullmatch(vendor) is not None and not _is_taken(vendor)
+
+
+def _is_taken(vendor: str) -> bool:
+    return vendor in _RESERVED or _VERSION.fullmatch(vendor) is not None

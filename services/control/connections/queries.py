@@ -6,7 +6,7 @@ from asyncpg import Connection, Record
 
 from services.core import snapshot
 
-_COLUMNS = "vendor, dialect, base_url, key_hint, prices_as, created_at, updated_at"
+_COLUMNS = "vendor, dialect, base_url, key_hint, prices_as, auth_mode, created_at, updated_at"
 
 
 async def find(connection: Connection, org: str, vendor: str) -> Record | None:
@@ -26,10 +26,11 @@ async def list_connections(connection: Connection, org: str) -> Sequence[Record]
 async def upsert(connection: Connection, org: str, compiled: snapshot.Connection, key_hint: str | None) -> Record:
     """Keeps a connection in place of what the vendor had."""
     row = await connection.fetchrow(
-        "INSERT INTO connections (org, vendor, dialect, base_url, sealed_key, key_hint, prices_as)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7)"
+        "INSERT INTO connections (org, vendor, dialect, base_url, sealed_key, key_hint, prices_as, auth_mode)"
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
         " ON CONFLICT (org, vendor) DO UPDATE SET dialect = excluded.dialect, base_url = excluded.base_url,"
         " sealed_key = excluded.sealed_key, key_hint = excluded.key_hint, prices_as = excluded.prices_as,"
+        " auth_mode = excluded.auth_mode,"
         f" updated_at = now() RETURNING {_COLUMNS}",
         org,
         compiled.vendor,
@@ -38,6 +39,7 @@ async def upsert(connection: Connection, org: str, compiled: snapshot.Connection
         compiled.sealed_key,
         key_hint,
         compiled.prices_as,
+        compiled.auth_mode,
     )
     assert row is not None
     return row
@@ -51,6 +53,6 @@ async def delete(connection: Connection, org: str, vendor: str) -> None:
 async def list_compiled(connection: Connection, org: str) -> Sequence[snapshot.Connection]:
     """Every connection of an org as gateways need it, its key sealed."""
     rows = await connection.fetch(
-        "SELECT vendor, dialect, base_url, sealed_key, prices_as FROM connections WHERE org = $1", org
+        "SELECT vendor, dialect, base_url, sealed_key, prices_as, auth_mode FROM connections WHERE org = $1", org
     )
     return [snapshot.Connection(**row) for row in rows]

@@ -15,6 +15,7 @@ from services.control.errors import conflict, invalid, not_found
 from services.control.fields import Body, Instant
 from services.control.prices.org_prices import read_prices
 from services.control.route_rules import queries as rule_queries
+from services.core.billing import BYOK, CONNECTION_AUTH_MODES, METERED, ConnectionAuthMode
 from services.core.dialects import DIALECTS, KEYLESS, default_base_url, default_dialect
 from services.core.pricelist import PriceList
 from services.core.snapshot import Connection
@@ -25,7 +26,10 @@ _ENDS_WITH_VERSION: Final = re.compile(r"/v\d+(?:alpha|beta)?\d*/*")
 
 
 class SetConnection(Body):
-    """A connection as it shall be; it replaces the vendor's former one whole."""
+    """A connection as it shall be; it replaces the vendor's former one whole, but for an auth mode left out.
+
+    A key that is renewed must not slip its calls past the caps of the auth mode they had.
+    """
 
     api_key: SecretStr | None = Field(
         default=None,
@@ -50,6 +54,13 @@ class SetConnection(Body):
         examples=["openai"],
         description="The vendor whose prices hold here. May be left out when the vendor has prices of its own.",
     )
+    auth_mode: str | None = Field(
+        default=None,
+        max_length=63,
+        examples=["metered"],
+        description=f"How its calls are paid for: {', '.join(CONNECTION_AUTH_MODES)}."
+        " Default: as it is, metered for a new connection.",
+    )
 
 
 class ConnectionAnswer(BaseModel):
@@ -60,6 +71,7 @@ class ConnectionAnswer(BaseModel):
     base_url: str
     key_hint: str | None
     prices_as: str
+    auth_mode: ConnectionAuthMode
     created_at: Instant
     updated_at: Instant
 
@@ -78,14 +90,17 @@ async def set_connection(admin: Admin, vendor: str, request: SetConnection) -> t
         raise invalid("api_key", "api_key is required; null means that the server wants none")
     key = _key(request.api_key)
     base_url = _base_url(vendor, dialect, request.base_url)
+    auth_mode = None if request.auth_mode is None else _auth_mode(request.auth_mode)
     sealed_key = None if key is None else admin.context.vault.seal(admin.org, vendor, key)
     async with admin.change() as change:
         org, prices = await read_prices(admin.context.prices, change.connection, admin.org)
         # An org that takes models without a price needs none here.
         may_lack = org.unknown_models.policy != "reject"
         prices_as = _prices_as(prices, vendor, request.prices_as, may_lack=may_lack)
-        compiled = Connection(vendor, dialect, base_url, sealed_key, prices_as)
         before = await queries.find(change.connection, admin.org, vendor)
+        if auth_mode is None:
+            auth_mode = METERED if before is None else before["auth_mode"]
+        compiled = Connection(vendor, dialect, base_url, sealed_key, prices_as, auth_mode)
         if before is not None and before["dialect"] != dialect:
             await _check_rules(change, vendor, as_their_own=True)
         answer = _answer(await queries.upsert(change.connection, admin.org, compiled, _hint(key)))
@@ -131,6 +146,16 @@ def _dialect(vendor: str, dialect: str | None) -> str:
     if dialect not in DIALECTS:
         raise invalid("dialect", f"dialect must be one of: {', '.join(DIALECTS)}")
     return dialect
+
+
+def _auth_mode(text: str) -> ConnectionAuthMode:
+    for mode in CONNECTION_AUTH_MODES:
+        if text == mode:
+            return mode
+    message = f"auth_mode must be one of: {', '.join(CONNECTION_AUTH_MODES)}"
+    if text == BYOK:
+        message += f"; a call is {BYOK} when it brings a key of its own, with any connection"
+    raise invalid("auth_mode", message)
 
 
 def _key(api_key: SecretStr | None) -> str | None:

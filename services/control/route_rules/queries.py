@@ -7,7 +7,7 @@ from asyncpg import Connection, Record
 
 from services.core.snapshot import RouteRule, Target
 
-_COLUMNS = "vendor, route, budget_status, timeout_ms, fallbacks, created_at, updated_at"
+_COLUMNS = "vendor, route, budget_status, timeout_ms, fallbacks, fail_open, created_at, updated_at"
 
 
 async def list_rows(connection: Connection, org: str) -> Sequence[Record]:
@@ -28,10 +28,11 @@ async def upsert(connection: Connection, org: str, rule: RouteRule) -> Record:
         None if rule.fallbacks is None else [{"vendor": each.vendor, "model": each.model} for each in rule.fallbacks]
     )
     row = await connection.fetchrow(
-        "INSERT INTO route_rules (org, vendor, route, budget_status, timeout_ms, fallbacks)"
-        " VALUES ($1, $2, $3, $4, $5, $6::jsonb)"
+        "INSERT INTO route_rules (org, vendor, route, budget_status, timeout_ms, fallbacks, fail_open)"
+        " VALUES ($1, $2, $3, $4, $5, $6::jsonb, $7)"
         " ON CONFLICT (org, vendor, route) DO UPDATE SET budget_status = excluded.budget_status,"
-        " timeout_ms = excluded.timeout_ms, fallbacks = excluded.fallbacks, updated_at = now()"
+        " timeout_ms = excluded.timeout_ms, fallbacks = excluded.fallbacks, fail_open = excluded.fail_open,"
+        " updated_at = now()"
         f" RETURNING {_COLUMNS}",
         org,
         rule.vendor,
@@ -39,6 +40,7 @@ async def upsert(connection: Connection, org: str, rule: RouteRule) -> Record:
         rule.budget_status,
         rule.timeout_ms,
         None if targets is None else json.dumps(targets),
+        rule.fail_open,
     )
     assert row is not None
     return row
@@ -60,4 +62,4 @@ def rule_of(row: Record) -> RouteRule:
     """The rule of a row."""
     targets = None if row["fallbacks"] is None else json.loads(row["fallbacks"])
     fallbacks = None if targets is None else tuple(Target(each["vendor"], each["model"]) for each in targets)
-    return RouteRule(row["vendor"], row["route"], row["budget_status"], row["timeout_ms"], fallbacks)
+    return RouteRule(row["vendor"], row["route"], row["budget_status"], row["timeout_ms"], fallbacks, row["fail_open"])

@@ -1,4 +1,4 @@
-"""Route rules: the status of a budget's refusal, the vendor's time, and what is tried when the vendor fails."""
+"""Route rules: the status of a budget's refusal, the vendor's time, what is done when it or the spend state fails."""
 
 import re
 from collections.abc import Mapping
@@ -43,6 +43,11 @@ class SetRule(Body):
     fallbacks: list[TargetBody] | None = Field(
         default=None, max_length=MAX_FALLBACKS, description="Tried in order when the vendor fails; [] means none."
     )
+    fail_open: bool | None = Field(
+        default=None,
+        description="Whether calls pass without a hold, flagged, while the spend state can't be reached or is being "
+        "rebuilt; budgets can be overspent then. Not ruled anywhere, they do not.",
+    )
 
 
 class TargetAnswer(BaseModel):
@@ -60,6 +65,7 @@ class Rule(BaseModel):
     budget_status: int | None
     timeout_ms: int | None
     fallbacks: list[TargetAnswer] | None
+    fail_open: bool | None
     created_at: Instant
     updated_at: Instant
 
@@ -85,8 +91,8 @@ async def set_rule(admin: Admin, request: SetRule) -> tuple[Rule, bool]:
         raise invalid("route", "route must be a route's name, such as chat.completions, or * for all")
     if request.budget_status not in (None, *BUDGET_STATUSES):
         raise invalid("budget_status", f"budget_status must be one of {', '.join(map(str, BUDGET_STATUSES))}")
-    if request.budget_status is None and request.timeout_ms is None and request.fallbacks is None:
-        raise invalid("budget_status", "name what to rule: budget_status, timeout_ms or fallbacks")
+    if all(each is None for each in (request.budget_status, request.timeout_ms, request.fallbacks, request.fail_open)):
+        raise invalid("budget_status", "name what to rule: budget_status, timeout_ms, fallbacks or fail_open")
     async with admin.change() as change:
         org, prices = await read_prices(admin.context.prices, change.connection, admin.org)
         longest = org.hold_ms
@@ -100,6 +106,7 @@ async def set_rule(admin: Admin, request: SetRule) -> tuple[Rule, bool]:
             request.budget_status,
             request.timeout_ms,
             None if request.fallbacks is None else _fallbacks(request.vendor, request.fallbacks, known, prices),
+            request.fail_open,
         )
         before = await queries.find(change.connection, admin.org, rule.vendor, rule.route)
         answer = _answer(await queries.upsert(change.connection, admin.org, rule))
@@ -157,6 +164,7 @@ def _answer(row: Record) -> Rule:
         budget_status=rule.budget_status,
         timeout_ms=rule.timeout_ms,
         fallbacks=None if targets is None else [TargetAnswer(vendor=each.vendor, model=each.model) for each in targets],
+        fail_open=rule.fail_open,
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )

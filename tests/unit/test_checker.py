@@ -1,0 +1,215 @@
+"""The independent model notices what it is there for."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.support.checker import (
+    check_answers,
+    check_endings,
+    check_fences,
+    check_figures,
+    check_offsets,
+    check_parents,
+    check_windows,
+    judge,
+)
+from tests.support.checker_budgets import Configurations, span_key
+from tests.support.checker_caps import CapChecker
+
+HOUR_MS = 3_600_000
+WINDOW = "c:0:3600000"
+LIMITS = {1: {"bud_1": 100}, 2: {"bud_1": 250}}
+
+
+@dataclass
+class Told:
+    """A message of the log."""
+
+    value: bytes
+    offset: int
+    topic: str = "spend.reservations.v1"
+    partition: int = 0
+
+
+class Log:
+    """Writes events as a gateway publishes them, as far as the model reads them."""
+
+    def __init__(self) -> None:
+        self.messages: list[Told] = []
+
+    def add(self, kind: str, name: str, at_ms: int, topic: str = "spend.reservations.v1", **fields: Any) -> None:
+        offset = sum(each.topic == topic for each in self.messages)
+        event = {
+            "type": kind,
+            "transaction_id": name,
+            "producer": "gw_1",
+            "sequence": len(self.messages) + 1,
+            "time": text(at_ms),
+            "config_version": 1,
+            "flags": [],
+            "identity": {"team": "ml", "key_id": "key_1", "user": None, "session": None},
+            "charges": [{"budget_id": "bud_1", "scope": "org:a", "window": WINDOW}],
+            "parent_charged": [],
+            **fields,
+        }
+        self.messages.append(Told(json.dumps(event).encode(), offset, topic))
+
+    def reserve(self, name: str, at_ms: int, held: int, **fields: Any) -> None:
+        self.add("spend.reservation.created.v1", name, at_ms, held_usd=usd(held), **fields)
+
+    def settle(self, name: str, at_ms: int, held: int, cost: int, **fields: Any) -> None:
+        told = {"held_usd": usd(held), "cost_usd": usd(cost), "admitted_at": text(at_ms), **fields}
+        self.add("spend.settlement.recorded.v1", name, at_ms + HOUR_MS, "spend.settlements.v1", **told)
+
+    def caps(self, **known: Any) -> list[str]:
+        checker = CapChecker(LIMITS, **known)
+        for message in self.messages:
+            checker.take(message)
+        return checker.findings
+
+
+def usd(nano: int) -> str:
+    return f"0.{nano:09d}"
+
+
+def text(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def test_calls_that_fit_are_no_finding() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.reserve("txn_2", 2, 40)
+    log.settle("txn_1", 1, 60, 10)
+    log.reserve("txn_3", 3, 50)
+    assert log.caps() == []
+
+
+def test_a_call_for_which_there_was_no_room_is_found() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.reserve("txn_2", 2, 41)
+    assert "txn_2 came to 101 of 100" in log.caps()[0]
+
+
+def test_a_call_is_judged_by_the_limit_it_was_admitted_under() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 200, config_version=2)
+    log.settle("txn_1", 1, 200, 190, config_version=2)
+    assert log.caps() == []
+    log.reserve("txn_2", 2, 1)
+    assert "txn_2 came to 191 of 100" in log.caps()[0]
+
+
+def test_a_call_that_a_rebuild_could_not_know_of_takes_no_ones_room() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.reserve("txn_2", 9, 60)
+    assert log.caps(loads=[(5, {})]) == []
+    assert log.caps(loads=[(5, {("spend.reservations.v1", 0): 1})]) != []
+    assert log.caps(lost=[(1, 5)]) == []
+
+
+def test_what_a_rolling_window_has_let_go_counts_no_more() -> None:
+    log = Log()
+
+    def charged(bucket: int) -> list[dict[str, str]]:
+        return [{"budget_id": "bud_1", "scope": "org:a", "window": f"r:1000:60:{bucket}"}]
+
+    log.reserve("txn_1", 1_000, 60, charges=charged(1))
+    log.settle("txn_1", 1_000, 60, 60, charges=charged(1))
+    log.reserve("txn_2", 61_000, 60, charges=charged(61))
+    assert log.caps() != []
+    log.messages.pop()
+    log.reserve("txn_2", 62_000, 60, charges=charged(62))
+    assert log.caps() == []
+
+
+def test_a_second_answer_that_differs_is_found() -> None:
+    assert check_answers([("txn_1", (1, 2), (1, 2))]) == []
+    assert len(check_answers([("txn_1", (1, 2), (1, 3))])) == 1
+
+
+def test_a_call_without_an_ending_and_one_that_is_lost_are_found() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.reserve("txn_2", 1, 60)
+    log.settle("txn_1", 1, 60, 10)
+    findings = check_endings(judge(log.messages), ["txn_1", "txn_2", "txn_3"])
+    assert findings == ["txn_3 was recorded, and the log does not have it", "txn_2 has no ending"]
+
+
+def test_a_call_in_the_wrong_window_is_found() -> None:
+    log = Log()
+    log.reserve("txn_1", HOUR_MS - 1, 60)
+    assert check_windows(judge(log.messages)) == []
+    log.reserve("txn_2", HOUR_MS, 60)
+    assert len(check_windows(judge(log.messages))) == 1
+    assert len(check_windows(judge(log.messages[:1]), {"txn_1": (5, (("bud_1", "c:3600000:7200000"),))})) == 1
+
+
+def test_figures_that_are_not_those_of_the_log_are_found() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.reserve("txn_2", 1, 30)
+    log.settle("txn_1", 1, 60, 10)
+    verdict, slot = judge(log.messages), ("bud_1", WINDOW)
+    assert check_figures(verdict, {slot: 10}, {slot: 30}, 5) == []
+    assert len(check_figures(verdict, {slot: 11}, {slot: 0}, 5)) == 2
+    assert len(check_figures(verdict, {slot: 10, ("bud_2", WINDOW): 1}, {slot: 30}, 5)) == 1
+    assert check_figures(verdict, {slot: 14}, {slot: 30}, 5, {slot: 4}) == []
+
+
+def test_offsets_that_are_neither_folded_nor_set_aside_are_found() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.messages.append(Told(b"{", 1))
+    place = ("spend.reservations.v1", 0)
+    assert check_offsets(log.messages, [(*place, 1)], {place: 2}) == []
+    assert len(check_offsets(log.messages, [], {place: 1})) == 2
+    assert check_fences(log.messages, {place: 1}) == []
+    assert len(check_fences(log.messages, {place: 0})) == 1
+
+
+def test_a_parent_that_was_passed_over_is_found() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    verdict = judge(log.messages)
+    assert check_parents(verdict, {1: {"bud_1": None}}) == []
+    assert len(check_parents(verdict, {1: {"bud_1": "bud_2", "bud_2": None}})) == 1
+
+
+@pytest.mark.parametrize(
+    ("window", "key"),
+    [
+        ({"length_ms": 60_000}, "r:1000:60:12345"),
+        ({"every_ms": 4_000, "anchor_ms": 1_000}, "c:12345000:12349000"),
+        ({"of": "lifetime"}, "l"),
+        ({"of": "session"}, "s:s-1"),
+        ({"unit": "hour", "zone": "UTC"}, "c:10800000:14400000"),
+        ({"unit": "day", "zone": "Asia/Kolkata"}, "c:-19800000:66600000"),
+    ],
+)
+def test_the_model_has_windows_of_its_own(window: dict[str, Any], key: str) -> None:
+    assert span_key(window, 12_345_678, "s-1") == key
+
+
+def test_what_earlier_calls_imply_is_counted_once_and_only_for_them() -> None:
+    budget = {
+        "budget_id": "bud_2",
+        "scope_kind": "team",
+        "scope_value": "*",
+        "window": {"of": "lifetime"},
+        "since_version": 2,
+    }
+    configurations = Configurations({})
+    configurations.take(json.dumps({"version": 2, "budgets": [budget]}).encode())
+    log = Log()
+    log.settle("txn_1", 1, 60, 10)
+    log.settle("txn_2", 1, 60, 20, config_version=2)
+    log.settle("txn_3", 1, 60, 40, charges=[{"budget_id": "bud_2@ml", "scope": "team:ml", "window": "l"}])
+    assert configurations.implied(judge(log.messages)) == {("bud_2@ml", "l"): 10}
