@@ -14,14 +14,17 @@ from opentelemetry.trace import Span, SpanKind
 from ulid import ULID
 
 from services.adapters import telemetry
+from services.adapters.cel import Cel
 from services.adapters.config import Settings
 from services.adapters.kafka import KafkaLog
 from services.adapters.ledger_http import HttpLedgerView
 from services.adapters.secrets import Secrets, load_master_key
 from services.adapters.topics import load_topics
 from services.adapters.valkey import UnsafeHotStateError, ValkeyDirectory, ValkeyHotState
-from services.adapters.valkey_connection import ValkeyConnection
+from services.adapters.valkey_connect import connect
 from services.adapters.valkey_log import ValkeyLog
+from services.aggregator.backfill import Backfiller
+from services.aggregator.configs import Configs
 from services.aggregator.fences import Fences
 from services.aggregator.folder import Folder
 from services.aggregator.observe import FoldResult
@@ -31,12 +34,14 @@ from services.aggregator.reading import FOLDED_TOPICS, folded_places
 from services.aggregator.reaper import Reaper
 from services.aggregator.rebuild import Rebuilder
 from services.aggregator.stream import fold_stream, trim_bounds
+from services.aggregator.thresholds import Thresholds
 from services.core.ports import HotState, Incoming, LedgerView, TopicPartition
 
 _log = structlog.get_logger("farthing.aggregator")
 
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
 TRIM_INTERVAL_S: Final = 60.0
+LOOK_AGAIN_S: Final = 1.0
 # What is not done by then is left to the next process, which does it again: any end is a safe end.
 STOP_S: Final = 8.0
 
@@ -63,7 +68,7 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop)
     token = Secrets(load_master_key(settings.master_key_file)).internal_token
     log = KafkaLog(settings.kafka) if settings.kafka else ValkeyLog(settings.log_url)
-    connection = ValkeyConnection(settings.redis_url)
+    connection = connect(settings.redis_url)
     hot, directory = ValkeyHotState(connection), ValkeyDirectory(connection)
     ledger = HttpLedgerView(settings.ledger_url, token)
     patience, observer = Patience(stopping), Telemetry()
@@ -71,8 +76,13 @@ async def _serve(settings: Settings) -> None:
     await patience.until_answered("log", lambda: log.create_topics(load_topics()))
     places = await patience.until_answered("log", lambda: folded_places(log))
     fences = Fences(log, hot, ledger, directory, observer, patience)
-    rebuilder = Rebuilder(log, hot, ledger, directory, fences, observer, lambda: str(ULID()))
-    folder = Folder(log, hot, fences, rebuilder, observer, patience)
+    configs = Configs(hot, directory, Cel())
+    thresholds = Thresholds(log, hot, configs)
+    rebuilder = Rebuilder(log, hot, ledger, directory, fences, observer, _new_id, configs, thresholds)
+    folder = Folder(log, hot, fences, rebuilder, observer, patience, configs, thresholds)
+    backfiller = Backfiller(
+        hot, ledger, directory, configs, folder, rebuilder, thresholds, places, observer, patience, _new_id
+    )
     reaper = Reaper(log, hot, directory, observer)
     try:
         await patience.until_answered("hot state", hot.check_safe)
@@ -82,10 +92,14 @@ async def _serve(settings: Settings) -> None:
     side_work = [
         patience.every(settings.poll_interval_s, "rebuild", rebuilder.rebuild_cold),
         patience.every(settings.reap_interval_s, "expiry", reaper.reap),
+        patience.every(settings.poll_interval_s, "backfill", backfiller.backfill),
+        patience.every(LOOK_AGAIN_S, "thresholds", thresholds.look_again),
     ]
     if isinstance(log, ValkeyLog):
         side_work.append(patience.every(TRIM_INTERVAL_S, "retention", lambda: _trim(log, hot, ledger)))
     if settings.kafka:
+        # Faust's reader can't be turned back: the process ends, and the next one starts from the fences.
+        side_work.append(patience.every(settings.poll_interval_s, "fences", fences.check))
         from services.aggregator.faust_app import fold_with_faust  # takes a second, which an embedded start can save
 
         fold = fold_with_faust(settings.kafka, FOLDED_TOPICS, fences, folder, stopping)
@@ -95,6 +109,10 @@ async def _serve(settings: Settings) -> None:
     await _until_stopped(fold, side_work, stopping)
     for resource in (ledger, hot, log):
         await resource.close()
+
+
+def _new_id() -> str:
+    return str(ULID())
 
 
 async def _trim(log: ValkeyLog, hot: HotState, ledger: LedgerView) -> None:

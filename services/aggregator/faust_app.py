@@ -22,7 +22,7 @@ from services.core.ports import Incoming, TopicPartition
 
 GROUP: Final = "farthing-aggregator"
 BATCH_MESSAGES: Final = 1000
-BATCH_WAIT_S: Final = 0.03
+BATCH_WAIT_S: Final = 0.01
 SESSION_TIMEOUT_S: Final = 6.0
 REQUEST_TIMEOUT_S: Final = 30.0
 # Past the request timeout Faust gives up on a seek, and idles for ever.

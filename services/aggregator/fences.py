@@ -94,6 +94,10 @@ class Fences:
                 await self._prove(place)
         return starts
 
+    def position(self, place: TopicPartition) -> int | None:
+        """Where the fence was last seen to stand; None when the partition is not this process's (any more)."""
+        return self._positions.get(place)
+
     async def expected(self, place: TopicPartition) -> int | None:
         """The next offset to fold of a partition; None when the partition is not this process's (any more)."""
         if place not in self._positions:
@@ -104,9 +108,32 @@ class Fences:
         self._see(place, fence)
         return fence
 
-    async def advance(self, place: TopicPartition, next_offset: int) -> None:
-        """Everything below `next_offset` is folded."""
-        await self._move(place, next_offset)
+    async def check(self) -> None:
+        """Raises `FenceMovedBackError` when a fence is below what this process has folded.
+
+        A hot state that has lost its last writes needs them folded again, and the log may be silent for hours.
+        """
+        # Positions first: a fence moves before its position does.
+        positions = dict(self._positions)
+        if not positions:
+            return
+        fences = await self._patience.until_answered("hot state", lambda: self._hot.fold_fences(tuple(positions)))
+        for place, position in positions.items():
+            fence = fences[place]
+            if fence is not None and fence < position:
+                raise _moved_back(place, position, fence)
+
+    async def advance(self, place: TopicPartition, next_offset: int, orgs: Sequence[str] = ()) -> None:
+        """Everything below `next_offset` is folded: last that of `orgs`.
+
+        Raises `FenceMovedBackError` when the fence is below what was folded before, or that of an org below what was
+        folded just now: a hot state that has lost its last writes in the middle of a batch needs them again, and must
+        not be told that it has them.
+        """
+        position = self._positions.get(place, 0)
+        if not await self._move(place, next_offset, position, orgs):
+            fence = (await self._patience.until_answered("hot state", lambda: self._hot.fold_fences([place])))[place]
+            raise _moved_back(place, next_offset if fence == position else position, fence or 0)
         self._see(place, next_offset)
         self._observer.fence(place, next_offset)
         await self._prove(place)
@@ -114,7 +141,8 @@ class Fences:
     async def keep(self) -> None:
         """Puts back the fences that a wipe took, so that they are there before any org is."""
         for place in await self._without_fence(tuple(self._positions)):
-            await self._move(place, self._positions[place])
+            # Of a cluster's servers one may have lost the fence, and another have an older one: that stays to be seen.
+            await self._move(place, self._positions[place], self._positions[place])
 
     async def stop_before(self, place: TopicPartition, expected: int, found: int) -> NoReturn:
         """The log went on at `found` where the fence says `expected`: raises what that means.
@@ -123,9 +151,7 @@ class Fences:
         """
         position = self._positions.get(place, 0)
         if found <= position:
-            raise FenceMovedBackError(
-                f"{place.topic}/{place.partition}: the fence went back from {position} to {expected}"
-            )
+            raise _moved_back(place, position, expected)
         await self.stop_at_gap(place, f"expected offset {expected}, but the log continued at {found}")
 
     async def stop_at_gap(self, place: TopicPartition, text: str) -> NoReturn:
@@ -150,8 +176,10 @@ class Fences:
         self._observer.alarm(name, False)
         self._proven.add(place)
 
-    async def _move(self, place: TopicPartition, next_offset: int) -> None:
-        await self._patience.until_answered("hot state", lambda: self._hot.move_fold_fence(place, next_offset))
+    async def _move(self, place: TopicPartition, next_offset: int, above: int = 0, orgs: Sequence[str] = ()) -> bool:
+        return await self._patience.until_answered(
+            "hot state", lambda: self._hot.move_fold_fence(place, next_offset, above, orgs)
+        )
 
     async def _without_fence(self, places: Sequence[TopicPartition]) -> list[TopicPartition]:
         fences = await self._patience.until_answered("hot state", lambda: self._hot.fold_fences(places))
@@ -160,3 +188,7 @@ class Fences:
     async def _is_any_org_warm(self) -> bool:
         epochs = await self._hot.epochs(await self._directory.orgs())
         return any(epoch is not None for epoch in epochs.values())
+
+
+def _moved_back(place: TopicPartition, position: int, fence: int) -> FenceMovedBackError:
+    return FenceMovedBackError(f"{place.topic}/{place.partition}: the fence went back from {position} to {fence}")

@@ -1,22 +1,56 @@
 """The fold of one partition's messages into the hot state, exactly once, whichever log they come from."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 
 import structlog
 
-from services.aggregator.fences import Fences
+from services.aggregator.configs import Configs
+from services.aggregator.fences import FenceMovedBackError, Fences
 from services.aggregator.observe import Observer
 from services.aggregator.patience import Patience
-from services.aggregator.rebuild import Rebuilder
+from services.aggregator.rebuild import Rebuilder, with_implied
+from services.aggregator.thresholds import Thresholds
 from services.core.codec import decode
 from services.core.codec_fields import UnreadableEventError
 from services.core.dead_letters import dead_letter
+from services.core.events import Event, Settlement
 from services.core.fold import step_of
-from services.core.hotstate import Cold, FoldStep
+from services.core.hotstate import Applied, ApplyAnswer, Behind, Cold, FoldStep
 from services.core.ports import EventLog, HotState, Incoming, Outgoing, TopicPartition
 
 _log = structlog.get_logger("farthing.aggregator")
 _CONSUMER = "aggregator"
+
+EventStep = tuple[Event, FoldStep]
+
+
+class _Batch:
+    """The messages that follow one upon the other from `begin` on, as steps by org, and what of them can't be read."""
+
+    def __init__(self, place: TopicPartition, messages: Sequence[Incoming], begin: int) -> None:
+        self.place = place
+        self.begin = begin
+        self.messages: list[Incoming] = []
+        self.steps: dict[str, list[EventStep]] = {}
+        self.unreadable: list[Outgoing] = []
+        for message in messages:
+            expected = begin + len(self.messages)
+            if message.offset > expected:
+                break
+            if message.offset == expected:
+                self._take(message)
+
+    def _take(self, message: Incoming) -> None:
+        self.messages.append(message)
+        try:
+            stamped = decode(message.value)
+        except UnreadableEventError as error:
+            self.unreadable.append(dead_letter(message, _CONSUMER, str(error)))
+            return
+        step = step_of(stamped, message.offset)
+        if step is not None:
+            self.steps.setdefault(stamped.event.facts.identity.org, []).append((stamped.event, step))
 
 
 class Folder:
@@ -30,6 +64,8 @@ class Folder:
         rebuilder: Rebuilder,
         observer: Observer,
         patience: Patience,
+        configs: Configs | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
         self._event_log = log
         self._hot = hot
@@ -37,6 +73,10 @@ class Folder:
         self._rebuilder = rebuilder
         self._observer = observer
         self._patience = patience
+        self._configs = configs
+        self._thresholds = thresholds
+        # Held while a batch is folded. Whoever holds it has the fences of this process stand still.
+        self.turn = asyncio.Lock()
 
     async def apply(self, place: TopicPartition, messages: Sequence[Incoming]) -> None:
         """Folds the messages of one partition that are not folded yet, and moves its fence past them.
@@ -45,54 +85,86 @@ class Folder:
         missing, what lies before it is folded and `OffsetGapError` raised: nothing past a gap is ever folded. Raises
         `FenceMovedBackError` when reading must start anew. Waits as long as it takes for what does not answer.
         """
-        expected = await self._fences.expected(place)
-        if expected is None:
+        async with self.turn:
+            await self._apply_in_turn(place, messages)
+
+    async def _apply_in_turn(self, place: TopicPartition, messages: Sequence[Incoming]) -> None:
+        found_next = await self._next(place, messages)
+        if found_next is None:
             return
-        fresh: list[Incoming] = []
-        for message in messages:
-            if message.offset < expected:
-                continue
-            if message.offset > expected:
-                break
-            fresh.append(message)
-            expected += 1
+        batch, stood = found_next
+        fresh, expected = batch.messages, batch.begin + len(batch.messages)
         if fresh:
             with self._observer.folding(fresh):
-                await self._fold(place, fresh)
+                await self._fold(batch, stood)
         known = sum(message.offset < expected for message in messages) - len(fresh)
         self._observer.folded("duplicate", known)
         if len(fresh) + known < len(messages):
             found = next(message.offset for message in messages if message.offset > expected)
             await self._fences.stop_before(place, expected, found)
 
-    async def _fold(self, place: TopicPartition, messages: Sequence[Incoming]) -> None:
-        steps: dict[str, list[FoldStep]] = {}
-        unreadable: list[Outgoing] = []
-        for message in messages:
-            try:
-                stamped = decode(message.value)
-            except UnreadableEventError as error:
-                unreadable.append(dead_letter(message, _CONSUMER, str(error)))
-                continue
-            step = step_of(stamped, message.offset)
-            if step is not None:
-                steps.setdefault(stamped.event.facts.identity.org, []).append(step)
+    async def _next(self, place: TopicPartition, messages: Sequence[Incoming]) -> tuple[_Batch, dict[str, int]] | None:
+        """What is to be folded of the messages, and where each org's own fence stands at least; None: nothing, here.
+
+        An org's fence is read between two looks at the partition's, which has not moved: so the org, as it stood, has
+        all that lies below the batch. Where it stands lower later it has lost that, and must not skip it.
+        """
+        begin = self._fences.position(place)
+        while begin is not None:
+            batch = _Batch(place, messages, begin)
+            stood = await self._own_fences(place, tuple(batch.steps))
+            fence = await self._fences.expected(place)
+            if fence == begin:
+                # A cold org is rebuilt past `begin`. If it is warm without having been, that is an older state of it.
+                return batch, {org: begin if own is None else own for org, own in stood.items()}
+            begin = fence
+        return None
+
+    async def _own_fences(self, place: TopicPartition, orgs: tuple[str, ...]) -> Mapping[str, int | None]:
+        if not orgs:
+            return {}
+        return await self._patience.until_answered("hot state", lambda: self._hot.org_fences(orgs, place))
+
+    async def _fold(self, batch: _Batch, stood: Mapping[str, int]) -> None:
+        place, unreadable = batch.place, batch.unreadable
         if unreadable:
             await self._patience.until_answered("log", lambda: self._event_log.publish(unreadable))
             self._observer.dead_letters(place.topic, len(unreadable))
             _log.warning("dead_letters", topic=place.topic, partition=place.partition, count=len(unreadable))
-        next_offset = messages[-1].offset + 1
-        for org, org_steps in steps.items():
-            await self._apply(org, place, org_steps, next_offset)
-        await self._fences.advance(place, next_offset)
+        next_offset = batch.messages[-1].offset + 1
+        for org, org_steps in batch.steps.items():
+            await self._apply(org, place, org_steps, next_offset, stood[org])
+        if self._thresholds is not None and place.topic == Settlement.TOPIC:
+            # Before the fence moves: who is cut off here folds the batch again, and looks again.
+            await self._thresholds.look_at_all()
+        await self._fences.advance(place, next_offset, tuple(batch.steps))
 
-    async def _apply(self, org: str, place: TopicPartition, steps: Sequence[FoldStep], next_offset: int) -> None:
+    async def _apply(
+        self, org: str, place: TopicPartition, events: Sequence[EventStep], next_offset: int, above: int
+    ) -> None:
         while True:
             answer = await self._patience.until_answered(
-                "hot state", lambda: self._hot.apply(org, place, steps, next_offset)
+                "hot state", lambda: self._apply_once(org, place, events, next_offset, above)
             )
-            if not isinstance(answer, Cold):
+            if isinstance(answer, Applied):
                 self._observer.folded("applied", answer.applied)
                 self._observer.folded("duplicate", answer.duplicates)
                 return
-            await self._patience.until_answered("rebuild", lambda: self._rebuilder.rebuild([org]))
+            if isinstance(answer, Behind):
+                raise FenceMovedBackError(f"{place.topic}/{place.partition}: org {org} has lost what it had folded")
+            if isinstance(answer, Cold):
+                await self._patience.until_answered("rebuild", lambda: self._rebuilder.rebuild([org]))
+            if self._configs is not None:
+                self._configs.forget(org)
+
+    async def _apply_once(
+        self, org: str, place: TopicPartition, events: Sequence[EventStep], next_offset: int, above: int
+    ) -> ApplyAnswer:
+        if self._configs is None:
+            return await self._hot.apply(org, place, [step for _, step in events], next_offset, None, above)
+        config = await self._configs.of(org)
+        steps = [with_implied(step, event, config.implied) for event, step in events]
+        answer = await self._hot.apply(org, place, steps, next_offset, config.token, above)
+        if self._thresholds is not None and place.topic == Settlement.TOPIC and isinstance(answer, Applied):
+            self._thresholds.note(org, (charge for step in steps for charge in (*step.charges, *step.implied)))
+        return answer

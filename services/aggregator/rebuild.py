@@ -8,11 +8,16 @@ from typing import Final
 
 import structlog
 
+from services.aggregator.configs import Configs
 from services.aggregator.fences import Fences
 from services.aggregator.observe import Observer
 from services.aggregator.reading import folded_places, reading
+from services.aggregator.thresholds import Thresholds
+from services.core.backfill import ImpliedBudgets
+from services.core.budgets import Charge
 from services.core.codec import decode
 from services.core.codec_fields import UnreadableEventError
+from services.core.events import Event, Expiry, Settlement
 from services.core.fold import apply, image_of, load, step_of
 from services.core.hotstate import FoldStep, OrgImage, OrgState
 from services.core.ports import (
@@ -34,27 +39,68 @@ TAIL_PATIENCE_S: Final = 10.0
 
 
 class Replay:
-    """One org's state while ledger image and log tail are folded into it. Pure: the image alone comes out of it."""
+    """One org's state while ledger image and log tail are folded into it. Pure: the image alone comes out of it.
 
-    def __init__(self, known: LedgerImage, now_ms: int) -> None:
-        self._next = known.next_offsets
+    `implied_nano` is what the calls that the ledger knows have spent by implied charges to the budgets `implied`.
+    """
+
+    def __init__(
+        self,
+        known: LedgerImage,
+        now_ms: int,
+        implied: ImpliedBudgets | None = None,
+        implied_nano: Mapping[tuple[str, str], int] | None = None,
+    ) -> None:
+        self._next = dict(known.next_offsets)
         self._now_ms = now_ms
+        self.implied = implied or ImpliedBudgets(())
+        # What endings of the tail have been charged to, each once.
+        self.charged: dict[Charge, None] = {}
         self._state = OrgState()
+        spent_nano = dict(known.image.spent_nano)
+        for slot, nano in (implied_nano or {}).items():
+            spent_nano[slot] = spent_nano.get(slot, 0) + nano
         fences = {(place.topic, place.partition): offset for place, offset in known.next_offsets.items()}
-        load(self._state, replace(known.image, fences=fences), "rebuilding", now_ms)
+        load(self._state, replace(known.image, spent_nano=spent_nano, fences=fences), "rebuilding", now_ms)
 
     def start(self, place: TopicPartition) -> int:
-        """The first offset of a partition that the ledger did not have."""
+        """The first offset of a partition that is not in it yet."""
         return self._next.get(place, 0)
 
     def fold(self, place: TopicPartition, step: FoldStep) -> None:
-        """Folds one event of the tail; one that the ledger had is skipped."""
+        """Folds one event of the tail, with what it implies; one that the ledger had is skipped."""
+        if step.kind in ("settle", "expire") and step.offset >= self.start(place):
+            self.charged |= dict.fromkeys((*step.charges, *step.implied))
         apply(self._state, place.topic, place.partition, [step], step.offset + 1, self._now_ms)
+
+    def reach(self, ends: Mapping[TopicPartition, int]) -> None:
+        """All below `ends` is in it."""
+        self._next |= ends
 
     def image(self, ends: Mapping[TopicPartition, int]) -> OrgImage:
         """Everything folded, as of `ends` (exclusive) of every partition."""
         fences = {(place.topic, place.partition): end for place, end in ends.items()}
-        return replace(image_of(self._state), fences=fences)
+        return replace(image_of(self._state), fences=fences, filled=self.implied.since)
+
+
+def with_implied(step: FoldStep, event: Event, implied: ImpliedBudgets) -> FoldStep:
+    """An event's step with the charges it implies: those of endings alone."""
+    if not isinstance(event, Settlement | Expiry):
+        return step
+    charges = implied.charges_of(event)
+    return replace(step, implied=charges) if charges else step
+
+
+async def implied_nano(
+    ledger: LedgerView, org: str, known: LedgerImage, implied: ImpliedBudgets, now_ms: int
+) -> dict[tuple[str, str], int]:
+    """What the calls in a ledger's image have spent by implied charges. Raises `UnavailableError`."""
+    places = known.next_offsets.items()
+    below = {place.partition: offset for place, offset in places if place.topic == Settlement.TOPIC}
+    spent: dict[tuple[str, str], int] = {}
+    for query in implied.queries(now_ms, below):
+        spent |= implied.spent_nano(query, await ledger.call_sums(org, query), now_ms)
+    return spent
 
 
 class Rebuilder:
@@ -69,6 +115,8 @@ class Rebuilder:
         fences: Fences,
         observer: Observer,
         new_epoch: Callable[[], str],
+        configs: Configs | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
         self._event_log = log
         self._hot = hot
@@ -77,6 +125,8 @@ class Rebuilder:
         self._fences = fences
         self._observer = observer
         self._new_epoch = new_epoch
+        self._configs = configs
+        self._thresholds = thresholds
         self._lock = asyncio.Lock()
 
     async def rebuild_cold(self) -> None:
@@ -97,17 +147,34 @@ class Rebuilder:
                 return
             await self._fences.keep()
             now_ms = await self._hot.now_ms()
-            replays = {org: Replay(await self._ledger.org_image(org), now_ms) for org in cold}
+            replays = {org: await self._replay(org, now_ms) for org in cold}
             # The ends are read last: past what the ledger knew, and past all that was folded while the orgs were cold.
             ends = await self._event_log.end_offsets(await folded_places(self._event_log))
-            await self._fold_tail(replays, ends)
-            loaded = [org for org in cold if await self._hot.load(org, replays[org].image(ends), self._new_epoch())]
+            await self.fold_tail(replays, ends)
+            loaded = [org for org in cold if await self._load(org, replays[org], ends)]
             if loaded:
                 self._observer.rebuilt(len(loaded))
                 _log.info("rebuilt", orgs=len(loaded))
 
-    async def _fold_tail(self, replays: Mapping[str, Replay], ends: Mapping[TopicPartition, int]) -> None:
-        """Folds what the ledger had not taken yet, read once for all orgs together."""
+    async def _load(self, org: str, replay: Replay, ends: Mapping[TopicPartition, int]) -> bool:
+        try:
+            return await self._hot.load(org, replay.image(ends), self._new_epoch())
+        finally:  # an answer that was lost may have been a good one
+            if self._thresholds is not None:
+                self._thresholds.rebuilt(org, replay.charged)
+
+    async def _replay(self, org: str, now_ms: int) -> Replay:
+        known = await self._ledger.org_image(org)
+        if self._configs is None:
+            return Replay(known, now_ms)
+        implied = await self._configs.implied(org)
+        return Replay(known, now_ms, implied, await implied_nano(self._ledger, org, known, implied, now_ms))
+
+    async def fold_tail(self, replays: Mapping[str, Replay], ends: Mapping[TopicPartition, int]) -> None:
+        """Folds what is not in the replays yet and lies below `ends`, read once for all orgs together.
+
+        Raises as `rebuild` does.
+        """
         position = {place: min(replay.start(place) for replay in replays.values()) for place in ends}
         for place, start in position.items():
             if start > ends[place]:
@@ -167,4 +234,4 @@ def _fold_message(replays: Mapping[str, Replay], message: Incoming) -> None:
     replay = replays.get(stamped.event.facts.identity.org)
     step = step_of(stamped, message.offset)
     if replay is not None and step is not None:
-        replay.fold(message.place, step)
+        replay.fold(message.place, with_implied(step, stamped.event, replay.implied))

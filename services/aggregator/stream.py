@@ -9,6 +9,7 @@ from services.aggregator.fences import FenceMovedBackError, Fences
 from services.aggregator.folder import Folder
 from services.aggregator.patience import FIRST_DELAY_S, Patience
 from services.aggregator.reading import FOLDED_TOPICS, folded_places, reading
+from services.core.alerts import ThresholdCrossed
 from services.core.events import Denial
 from services.core.ports import (
     EventLog,
@@ -42,6 +43,8 @@ async def fold_stream(
                 async for batch in batches:
                     for place, messages in by_partition(batch).items():
                         await folder.apply(place, messages)
+                    if not batch:
+                        await fences.check()
                     if stopping.is_set():
                         return
         except (UnavailableError, GoneError, FenceMovedBackError) as error:
@@ -52,12 +55,14 @@ async def fold_stream(
 async def trim_bounds(log: EventLog, hot: HotState, ledger: LedgerView) -> dict[TopicPartition, int]:
     """The first offset to keep of each partition: below it, fold and ledger have read all that each of them reads.
 
-    Dead letters have no reader to wait for, so theirs is the end. A partition that a reader has no fence of is not in
-    the answer. Raises `UnavailableError` when one of them does not answer.
+    Dead letters and alerts have no reader to wait for, so theirs is the end. A partition that a reader has no fence of
+    is not in the answer. Raises `UnavailableError` when one of them does not answer.
     """
     folded = await folded_places(log)
     denied = await _places(log, Denial.TOPIC)
-    letters = [place for topic in (*FOLDED_TOPICS, Denial.TOPIC) for place in await _places(log, f"{topic}.dlq")]
+    topics = (*FOLDED_TOPICS, Denial.TOPIC, ThresholdCrossed.TOPIC)
+    unread = [*(f"{topic}.dlq" for topic in topics), ThresholdCrossed.TOPIC]
+    letters = [place for topic in unread for place in await _places(log, topic)]
     stored = await ledger.next_offsets()
     fences = await hot.fold_fences(folded)
     bounds = {place: stored[place] for place in denied if place in stored}

@@ -14,7 +14,7 @@ import httpx
 
 from services.adapters.config import environment_with
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
-from services.adapters.valkey_connection import ValkeyConnection
+from services.adapters.valkey_connect import connect
 from services.core.ports import UnavailableError
 from services.embedded import engines, loopback
 from services.embedded.data_dir import DataDir
@@ -157,7 +157,7 @@ def _check(name: str, url: str, redis_url: str) -> Check:
 
 
 async def _check_warm(redis_url: str) -> str | None:
-    connection = ValkeyConnection(redis_url)
+    connection = connect(redis_url)
     try:
         orgs = await ValkeyDirectory(connection).orgs()
         epochs = await ValkeyHotState(connection).epochs(orgs)

@@ -15,7 +15,7 @@ from services.aggregator.stream import fold_stream, trim_bounds
 from services.core.events import Denial
 from services.core.fold import OffsetGapError
 from services.core.ports import Outgoing, TopicDeclaration, TopicPartition, UnavailableError
-from tests.support.aggregation import NOW_MS, Parts, World
+from tests.support.aggregation import ALERT_TOPICS, NOW_MS, Parts, World
 from tests.support.history import Caller, charges_at
 
 DAY = (charges_at(NOW_MS)[0].budget_id, charges_at(NOW_MS)[0].window)
@@ -100,6 +100,7 @@ async def test_what_fold_or_ledger_has_yet_to_read_may_not_be_trimmed(world: Wor
     decisions, letters = TopicPartition(Denial.TOPIC, 0), TopicPartition(f"{Denial.TOPIC}.dlq", 0)
     await world.log.create_topics([TopicDeclaration(place.topic, 1, 60_000) for place in (decisions, letters)])
     dead = {TopicPartition(f"{place.topic}.dlq", 0): 0 for place in (*world.places, decisions)}
+    dead |= {TopicPartition(topic, 0): 0 for topic in ALERT_TOPICS}
     assert await trim_bounds(world.log, world.hot, world.ledger) == dead, "of the rest nobody has said a word"
 
     await world.publish(Outgoing(letters.topic, b"default", b""), Outgoing(letters.topic, b"default", b""))

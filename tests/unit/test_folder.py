@@ -206,10 +206,12 @@ async def test_an_outage_is_waited_out(world: World, caller: Caller, monkeypatch
     await world.publish(caller.settlement("txn_3"))
     apply, calls = world.hot.apply, 0
 
-    async def answer_lost(org: str, place: TopicPartition, steps: list[FoldStep], next_offset: int) -> ApplyAnswer:
+    async def answer_lost(
+        org: str, place: TopicPartition, steps: list[FoldStep], next_offset: int, marks: str, above: int
+    ) -> ApplyAnswer:
         nonlocal calls
         calls += 1
-        answer = await apply(org, place, steps, next_offset)
+        answer = await apply(org, place, steps, next_offset, marks, above)
         if calls < 3:
             raise UnavailableError("no answer")
         return answer

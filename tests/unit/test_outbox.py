@@ -59,6 +59,18 @@ def test_events_come_back_as_messages_in_order(outbox: SqliteOutbox) -> None:
     assert rows[1].message.headers == cloud_event_headers(stamped[1])
 
 
+def test_an_event_that_may_be_recorded_again_has_a_producer_of_its_own_and_leaves_the_others_in_order(
+    outbox: SqliteOutbox,
+) -> None:
+    ending = OutboxEvent(SETTLEMENT, producer="expiry:end:rsv_1")
+    outbox.append([OutboxEvent(RESERVATION), ending, OutboxEvent(DENIAL)])
+    outbox.append([ending])
+    stamped = [decode(row.message.value) for row in outbox.oldest(10)]
+    own, place = outbox.producer, ("expiry:end:rsv_1", 1)
+    assert [(each.producer, each.sequence) for each in stamped] == [(own, 1), place, (own, 3), place]
+    assert sequences(outbox) == [1, 2, 3, 4]
+
+
 def test_the_oldest_come_first_and_no_more_than_asked(outbox: SqliteOutbox) -> None:
     for _ in range(5):
         outbox.append(wrapped(RESERVATION))

@@ -45,7 +45,7 @@ async def test_a_due_hold_is_booked_by_an_event(world: World) -> None:
     await parts.reaper.reap()
     [message] = world.log.messages(world.settlements)
     stamped = decode(message.value)
-    assert stamped.event == Expiry("txn_1", NOW_MS + HOLD_MS, Caller(NOW_MS).facts, 1000, 1000, CHARGES)
+    assert stamped.event == Expiry("txn_1", NOW_MS + HOLD_MS, Caller(NOW_MS).facts, 1000, 1000, CHARGES, NOW_MS)
     assert (stamped.producer, stamped.sequence) == ("expiry:txn_1", 1)
     assert message.key == b"default"
     headers = dict(message.headers)
