@@ -1,5 +1,5 @@
 # `make up` needs Python 3.11 or newer; `make test` needs Java 17, Maven and Node 20 too, and installs what it may.
-.PHONY: up test explore lint lock format bench bench-readers
+.PHONY: up test explore soak lint lock format bench bench-readers
 
 # Farthing on this machine: make up ARGS="--port 18080 --data-dir ./elsewhere"
 up:
@@ -17,6 +17,14 @@ explore:
 	@tools/setup.sh dev
 	@for round in $$(seq $(or $(ROUNDS),5)); do \
 		.venv/bin/pytest -q tests/property tests/unit/test_codec.py --hypothesis-profile=explore $(ARGS) || exit; done
+
+# The three rigs for an hour or two, and their report in bench/results/soak.md: make soak STEPS=1000 SEEDS=1000 ROUNDS=5
+soak:
+	@tools/setup.sh dev
+	@tools/fetch_kafka.sh
+	@.venv/bin/python -m tests.property.twin_soak --steps $(or $(STEPS),1000000)
+	@.venv/bin/python -m tests.simulation.run --seeds $(or $(SEEDS),100000) --jobs 2
+	@.venv/bin/python -m tests.chaos.rounds.run --rounds $(or $(ROUNDS),200) --report bench/results/soak.md
 
 lint:
 	@tools/setup.sh dev

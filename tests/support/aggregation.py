@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 
+from services.adapters.cel import Cel
 from services.adapters.memory import MemoryDirectory, MemoryHotState, MemoryStore
+from services.aggregator.backfill import Backfiller
+from services.aggregator.configs import Configs
 from services.aggregator.fences import Fences
 from services.aggregator.folder import Folder
 from services.aggregator.observe import FoldResult
@@ -14,6 +17,9 @@ from services.aggregator.patience import Patience
 from services.aggregator.reaper import Reaper
 from services.aggregator.rebuild import Rebuilder
 from services.aggregator.stream import by_partition
+from services.aggregator.thresholds import Thresholds
+from services.core.alerts import ThresholdCrossed
+from services.core.backfill import CallQuery, CallSum
 from services.core.hotstate import OrgState
 from services.core.ports import (
     Directory,
@@ -26,11 +32,13 @@ from services.core.ports import (
     TopicPartition,
 )
 from services.core.snapshot import Snapshot, encode_snapshot
+from tests.support.call_sums import call_sums
 from tests.support.history import TOPICS, ledger_image
 from tests.support.memory_log import MemoryLog
 
 NOW_MS = 1_800_000_000_000
 DEAD_TOPICS = tuple(f"{topic}.dlq" for topic in TOPICS)
+ALERT_TOPICS = (ThresholdCrossed.TOPIC, f"{ThresholdCrossed.TOPIC}.dlq")
 
 
 class Told:
@@ -83,6 +91,10 @@ class LedgerTwin:
         messages = [message for place in self.log.places(*TOPICS) for message in self.log.messages(place)]
         return ledger_image(org, messages, self.taken)
 
+    async def call_sums(self, org: str, query: CallQuery) -> Sequence[CallSum]:
+        messages = [message for place in self.log.places(*TOPICS) for message in self.log.messages(place)]
+        return call_sums(org, messages, query)
+
 
 class Parts:
     """The aggregator's parts over the given outside systems."""
@@ -97,10 +109,19 @@ class Parts:
         self.places = tuple(places)
         self.patience = Patience(self.stopping)
         self.fences = Fences(log, hot, ledger, directory, self.told, self.patience)
+        new_id = lambda: f"epoch-{next(numbers)}"  # noqa: E731
+        self.configs = Configs(hot, directory, Cel())
+        self.thresholds = Thresholds(log, hot, self.configs)
         self.rebuilder = Rebuilder(
-            log, hot, ledger, directory, self.fences, self.told, lambda: f"epoch-{next(numbers)}"
+            *(log, hot, ledger, directory, self.fences, self.told, new_id, self.configs, self.thresholds)
         )
-        self.folder = Folder(log, hot, self.fences, self.rebuilder, self.told, self.patience)
+        self.folder = Folder(
+            log, hot, self.fences, self.rebuilder, self.told, self.patience, self.configs, self.thresholds
+        )
+        self.backfiller = Backfiller(
+            *(hot, ledger, directory, self.configs, self.folder, self.rebuilder, self.thresholds),
+            *(self.places, self.told, self.patience, new_id),
+        )
         self.reaper = Reaper(log, hot, directory, self.told)
 
     async def fold_all(self) -> None:
@@ -123,7 +144,7 @@ class World:
 
     def __init__(self, partitions: int = 1) -> None:
         self.clock_ms = NOW_MS
-        self.log = MemoryLog(dict.fromkeys((*TOPICS, *DEAD_TOPICS), partitions))
+        self.log = MemoryLog(dict.fromkeys((*TOPICS, *DEAD_TOPICS, *ALERT_TOPICS), partitions))
         self.store = MemoryStore()
         self.hot = MemoryHotState(lambda: self.clock_ms, self.store)
         self.directory = MemoryDirectory(lambda: self.clock_ms, self.store)

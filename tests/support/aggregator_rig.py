@@ -19,6 +19,7 @@ from services.adapters.secrets import Secrets, load_or_create_master_key
 from services.adapters.topics import load_topics
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
+from services.core.budgets import Budget
 from services.core.hotstate import OrgImage
 from services.core.ports import EventLog, Incoming, LedgerImage, Outgoing, TopicPartition
 from services.core.snapshot import Snapshot, encode_snapshot
@@ -157,6 +158,7 @@ class Rig:
         self.begin = await self.log.end_offsets(self.places)
         self.ledger.status = 200
         self.ledger.images.clear()
+        self.ledger.messages = []
         self.ledger.known = LedgerImage(dict(self.begin), OrgImage({}, {}, {}, {}))
         self.command("FLUSHALL")
         await self.publish_org(org)
@@ -166,9 +168,9 @@ class Rig:
         await self.hot.close()
         await self.log.close()
 
-    async def publish_org(self, org: str = "default", version: int = 1) -> None:
+    async def publish_org(self, org: str = "default", version: int = 1, *budgets: Budget) -> None:
         """What control does for an org, at first and again after a wipe."""
-        snapshot = Snapshot(org, version, "v1", 900_000, True, (), {})
+        snapshot = Snapshot(org, version, "v1", 900_000, True, budgets, {})
         await self.directory.publish_org(org, version, encode_snapshot(snapshot), {}, ())
 
     async def caller(self, org: str = "default", producer: str = "gw_1") -> Caller:
@@ -226,7 +228,8 @@ class Rig:
     async def ledger_takes(self, org: str, taken: Mapping[TopicPartition, int]) -> None:
         """From now on the ledger knows what lies below `taken`."""
         self.ledger.known = LedgerImage(dict(taken), OrgImage({}, {}, {}, {}))
-        self.ledger.images[org] = ledger_image(org, await self.messages(), taken)
+        self.ledger.messages = await self.messages()
+        self.ledger.images[org] = ledger_image(org, self.ledger.messages, taken)
 
     async def assert_exact(self, org: str = "default") -> None:
         """The hot state is what the log since the rig's opening means, to the nano-dollar and the hold."""

@@ -7,8 +7,11 @@ with either.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Protocol
 
 NANO = 1_000_000_000
@@ -56,6 +59,20 @@ class Transaction:
         return nano(latest["held_usd"])
 
     @property
+    def charges(self) -> list[dict[str, str]]:
+        """What it holds against: by its reservation, or as changed last."""
+        assert self.reservation is not None
+        latest = max(self.resized, key=lambda each: each["time"], default=self.reservation)
+        charges: list[dict[str, str]] = latest["charges"]
+        return charges
+
+    @property
+    def org(self) -> str:
+        """Whose it is: any of its events says so."""
+        known = self.reservation or self.settlement or self.expiry or self.denial or self.resized[0]
+        return str(known["identity"]["org"])
+
+    @property
     def is_open(self) -> bool:
         """Held and not ended."""
         return self.reservation is not None and self.settlement is None and self.expiry is None
@@ -68,6 +85,11 @@ class Verdict:
     transactions: dict[str, Transaction] = field(default_factory=dict)
     duplicates: int = 0
     events: int = 0
+    unreadable: int = 0
+
+    def of_org(self, org: str) -> "Verdict":
+        """What it says of one org's calls."""
+        return Verdict({name: each for name, each in self.transactions.items() if each.org == org})
 
     def spent(self) -> dict[tuple[str, str], int]:
         """Nano-dollars spent by (budget id, window key); a rolling window's buckets are one key each."""
@@ -84,8 +106,7 @@ class Verdict:
         totals: dict[tuple[str, str], int] = defaultdict(int)
         for each in self.transactions.values():
             if each.is_open:
-                assert each.reservation is not None
-                for charge in each.reservation["charges"]:
+                for charge in each.charges:
                     totals[charge["budget_id"], charge["window"]] += each.held_nano
         return dict(totals)
 
@@ -128,7 +149,10 @@ def judge(messages: Iterable[Message]) -> Verdict:
         place = (message.topic, message.partition)
         assert message.offset == offsets.get(place, message.offset), f"{place} skips to {message.offset}"
         offsets[place] = message.offset + 1
-        event = json.loads(message.value)
+        event = readable(message)
+        if event is None:
+            verdict.unreadable += 1
+            continue
         producer = (*place, event["producer"])
         if event["sequence"] <= seen.get(producer, 0):
             verdict.duplicates += 1
@@ -147,5 +171,185 @@ def judge(messages: Iterable[Message]) -> Verdict:
             # Only a hold that was sized by what such calls usually cost may turn out too small.
             if each.settlement.get("estimate_mode", "strict") == "strict":
                 assert nano(each.settlement["cost_usd"]) <= each.held_nano, f"{name} cost more than it held"
-            assert each.settlement["charges"] == each.reservation["charges"], f"{name} was charged elsewhere than held"
+            assert each.settlement["charges"] == each.charges, f"{name} was charged elsewhere than held"
     return verdict
+
+
+# ---- promises, one by one -------------------------------------------------------------------------------------------
+
+# By (topic, partition): the offset below which everything is known.
+Known = Mapping[tuple[str, int], int]
+
+
+def slot_of(charge: Mapping[str, str]) -> tuple[tuple[str, str], int | None]:
+    """What a charge counts against, and in which bucket of it when it is a ring."""
+    window = charge["window"]
+    if window.startswith("r:"):
+        ring, _, bucket = window.rpartition(":")
+        return (charge["budget_id"], ring), int(bucket)
+    return (charge["budget_id"], window), None
+
+
+def readable(message: Message) -> dict[str, Any] | None:
+    """The event of a message, which is not to be changed; None for what is none."""
+    return _parsed(message.value)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(value: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(value)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "transaction_id" in event else None
+
+
+def milliseconds(text: str) -> int:
+    """Unix milliseconds of an RFC 3339 time in UTC."""
+    return round(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1000)
+
+
+def check_answers(repeats: Iterable[tuple[str, object, object]]) -> list[str]:
+    """P2: whoever asked again for the same reservation, by its first and its second answer, was told the same."""
+    return [f"{name}: {first} first, then {second}" for name, first, second in repeats if first != second]
+
+
+def check_endings(verdict: Verdict, recorded: Iterable[str]) -> list[str]:
+    """P3 and P4, once all is at rest: each recorded call is in the log, each has its ending, and the sums agree."""
+    known = verdict.transactions
+    findings = [f"{name} was recorded, and the log does not have it" for name in recorded if name not in known]
+    for name, each in known.items():
+        if each.is_open:
+            findings.append(f"{name} has no ending")
+        if each.settlement is not None and each.reservation is None:
+            findings.append(f"{name} was settled, and never reserved")
+    calls = [each for each in known.values() if each.reservation is not None]
+    reserved = sum(each.held_nano for each in calls)
+    settled = sum(each.held_nano for each in calls if each.settlement is not None)
+    expired = sum(each.held_nano for each in calls if each.settlement is None and each.expiry is not None)
+    still_open = sum(each.held_nano for each in calls if each.is_open)
+    if reserved != settled + expired + still_open:
+        findings.append(f"reserved {reserved} is not settled {settled} + expired {expired} + open {still_open}")
+    total = sum(each.spent_nano for each in known.values())
+    for dimension in ("team", "key_id", "user"):
+        if sum(verdict.spent_by(dimension).values()) != total:
+            findings.append(f"the sums by {dimension} are not the org's {total}")
+    return findings
+
+
+def check_parents(verdict: Verdict, parents: Mapping[int, Mapping[str, str | None]]) -> list[str]:
+    """BU-3: whoever is charged to a budget is charged to all above it; what was left out is named, and its parent pays.
+
+    `parents` are the budgets' parents by configuration version.
+    """
+    findings = []
+    for name, each in verdict.transactions.items():
+        for event in (each.reservation, each.settlement):
+            if event is None:
+                continue
+            above = parents[event["config_version"]]
+            charged = [charge["budget_id"].partition("@")[0] for charge in event["charges"]]
+            left_out = {budget_id.partition("@")[0] for budget_id in event["parent_charged"]}
+            if len({charge["budget_id"] for charge in event["charges"]}) < len(charged):
+                findings.append(f"{name} is charged to a budget twice")
+            for budget_id in {*charged, *left_out}:
+                parent = above.get(budget_id)
+                if parent is not None and parent not in charged and parent not in left_out:
+                    findings.append(f"{name} counts against {budget_id}, and not against its parent {parent}")
+            if left_out & set(charged):
+                findings.append(f"{name} left out {sorted(left_out & set(charged))}, and is charged to it")
+    return findings
+
+
+def check_windows(
+    verdict: Verdict, admitted: Mapping[str, tuple[int, tuple[tuple[str, str], ...]]] | None = None
+) -> list[str]:
+    """P9: each call counts in the windows that held the hot state's own time when it was admitted, whatever else any
+    clock said. `admitted` is what the hot state was seen to answer: when, and against which (budget, window)."""
+    findings = []
+    for name, each in verdict.transactions.items():
+        for event in (each.reservation, each.settlement, each.expiry):
+            if event is None:
+                continue
+            charges = tuple((charge["budget_id"], charge["window"]) for charge in event["charges"])
+            now_ms = milliseconds(event["time"] if event is each.reservation else event["admitted_at"])
+            # One that was let through while the hot state was away has no answer of it.
+            if admitted is not None and "fail_open" not in event["flags"]:
+                now_ms, seen = admitted[name]
+                if seen != charges and not each.resized:
+                    findings.append(f"{name} counts in {charges}, and was admitted to {seen}")
+            for budget_id, window in charges:
+                if not _holds(window, now_ms) and not each.resized:
+                    findings.append(f"{name} of {now_ms} counts in {window} of {budget_id}")
+    return findings
+
+
+def _holds(window: str, now_ms: int) -> bool:
+    kind, *numbers = window.split(":")
+    if kind == "c":
+        return int(numbers[0]) <= now_ms < int(numbers[1])
+    return now_ms // int(numbers[0]) == int(numbers[2]) if kind == "r" else True
+
+
+def check_offsets(messages: Iterable[Message], letters: Iterable[tuple[str, int, int]], folded: Known) -> list[str]:
+    """P10: every offset is folded past, and what can't be read lies among the dead letters, and nothing else does."""
+    ends: dict[tuple[str, int], int] = {}
+    unreadable: set[tuple[str, int, int]] = set()
+    for each in messages:
+        place = (each.topic, each.partition)
+        ends[place] = max(ends.get(place, 0), each.offset + 1)
+        if readable(each) is None:
+            unreadable.add((*place, each.offset))
+    findings = [
+        f"{place} is folded to {folded.get(place)} of {end}" for place, end in ends.items() if folded.get(place) != end
+    ]
+    if unreadable != (found := set(letters)):
+        findings.append(f"unreadable are {sorted(unreadable)}, and the dead letters are {sorted(found)}")
+    return findings
+
+
+def check_fences(messages: Iterable[Message], fences: Known) -> list[str]:
+    """P10: an org whose calls are all there is in these partitions has its own fences past the last of its events."""
+    lasts: dict[tuple[str, int], int] = {}
+    for each in messages:
+        if readable(each) is not None:
+            lasts[each.topic, each.partition] = each.offset
+    return [
+        f"the org's fence of {place} is at {fences.get(place, 0)}, and its last event at {last}"
+        for place, last in lasts.items()
+        if fences.get(place, 0) <= last
+    ]
+
+
+def check_figures(
+    verdict: Verdict,
+    spent: Mapping[tuple[str, str], int],
+    held: Mapping[tuple[str, str], int],
+    now_ms: int,
+    implied: Mapping[tuple[str, str], int] = MappingProxyType({}),
+    counts: Callable[[tuple[str, str]], bool] = lambda _: True,
+) -> list[str]:
+    """P4 and P5: a hot state's figures by (budget, window), rings bucket by bucket, are those that the log means.
+
+    `implied` is spent beside what the events say (`checker_budgets`). Only slots that `counts` says so of are compared.
+    """
+    findings = []
+    said = verdict.spent()
+    meant = {slot: said.get(slot, 0) + implied.get(slot, 0) for slot in said.keys() | implied.keys() if counts(slot)}
+    for slot in sorted(meant.keys() | spent.keys()):
+        if not _is_past(slot[1], now_ms) and meant.get(slot, 0) != spent.get(slot, 0):
+            findings.append(f"{slot} has spent {spent.get(slot, 0)}, and the log says {meant.get(slot, 0)}")
+    open_holds: dict[tuple[str, str], int] = defaultdict(int)
+    for (budget_id, window), amount in verdict.held().items():
+        slot, _ = slot_of({"budget_id": budget_id, "window": window})
+        open_holds[slot] += amount
+    for slot in sorted(open_holds.keys() | held.keys()):
+        if held.get(slot, 0) != open_holds.get(slot, 0):
+            findings.append(f"{slot} holds {held.get(slot, 0)}, and the log says {open_holds.get(slot, 0)}")
+    return findings
+
+
+def _is_past(window: str, now_ms: int) -> bool:
+    """Whether a ring has let a bucket go: what settles into it later is nobody's any more."""
+    kind, *numbers = window.split(":")
+    return kind == "r" and int(numbers[2]) < now_ms // int(numbers[0]) - int(numbers[1])

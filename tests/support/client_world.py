@@ -19,9 +19,11 @@ from unittest.mock import patch
 
 import structlog
 
+from services.adapters.cel import Cel
 from services.adapters.http_transport import HttpxTransport
 from services.adapters.outbox import SqliteOutbox
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
+from services.adapters.valkey_answers import ValkeyAnswers
 from services.adapters.valkey_connection import ValkeyConnection
 from services.adapters.valkey_jobs import ValkeyJobs
 from services.core.events import Denial, Event, Reservation, Settlement
@@ -133,6 +135,8 @@ async def client_world(name: VendorName, place: Path) -> AsyncIterator[ClientWor
                 directory=ValkeyDirectory(connection),
                 hot_state=ValkeyHotState(connection),
                 jobs=ValkeyJobs(connection),
+                answers=ValkeyAnswers(connection),
+                expressions=Cel(),
                 outbox=outbox,
                 vendors=transport,
                 relay_transport=Dead(),

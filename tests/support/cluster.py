@@ -95,7 +95,7 @@ class Cluster:
             if process.poll() is not None:
                 raise AssertionError(f"{name} ended with {process.returncode}:\n{self.log_tail(name)}")
             with contextlib.suppress(httpx.HTTPError, redis.RedisError):
-                if name == "aggregator":
+                if name.startswith("aggregator"):
                     if self.is_warm():
                         return
                 elif httpx.get(self.url(name) + "/readyz", timeout=2).status_code == 200:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from services.adapters.cel import Cel
 from services.adapters.postgres import Postgres, migrate, read_migrations
 from services.adapters.schemas import schemas_folder
 from services.adapters.secrets import Secrets
@@ -51,9 +52,10 @@ class Control:
     agent_key: str = ""
 
     async def call(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> httpx.Response:
-        """A management call."""
+        """A management call; a path that does not begin with a slash is below ``/api/v1/``."""
         headers = {"authorization": f"Bearer {self.admin_key if key is None else key}"}
-        return await self.client.request(method, f"/api/v1/{path}", json=body, headers=headers)
+        target = path if path.startswith("/") else f"/api/v1/{path}"
+        return await self.client.request(method, target, json=body, headers=headers)
 
     async def ask(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> Any:
         """The answer of a call that has to succeed."""
@@ -89,7 +91,7 @@ async def running_control(
     secrets = Secrets(master_key)
     catalogs = Catalogs(SHIPPED_CATALOG.read_bytes() if shipped is None else shipped)
     publisher = Publisher(postgres, catalogs, directory)
-    context = Context(postgres, hot, secrets, catalogs, publisher)
+    context = Context(postgres, hot, secrets, catalogs, publisher, Cel())
     api = _api()
     api.state.context = context
     transport = httpx.ASGITransport(api, raise_app_exceptions=False)

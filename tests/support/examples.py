@@ -77,6 +77,7 @@ SETTLEMENT: Final = Settlement(
     retry_count=0,
     latency_us={"auth": 41, "reserve": 480, "vendor": 1_250_000, "total": 1_251_333},
     attempts=(Attempt("sandbox", "sandbox-small", "answered", 200, 1_250_000),),
+    admitted_at_ms=RESERVATION.time_ms,
 )
 RESIZED: Final = HoldResized(
     transaction_id=RESERVATION.transaction_id,
@@ -109,6 +110,7 @@ EXPIRY: Final = Expiry(
     held_nano=RESERVATION.held_nano,
     booked_nano=RESERVATION.held_nano,
     charges=CHARGES,
+    admitted_at_ms=RESERVATION.time_ms,
 )
 DENIAL: Final = Denial(
     transaction_id="txn_01JD3V5N9Q1R2S3T4V5W6X7Y8Z",
@@ -173,15 +175,61 @@ UNKNOWN_MODEL: Final = replace(
     held_nano=None,
 )
 
+# The team's budget was full, and its parent, the org's, pays; the agent's was full, too, and only watches.
+PARENT_CHARGED: Final = replace(
+    RESERVATION,
+    transaction_id="txn_01JD3VBT5X7Y8Z9A0B1C2D3E4F",
+    charges=(CHARGES[0], CHARGES[2]),
+    parent_charged=(CHARGES[1].budget_id,),
+    would_block=(CHARGES[2].budget_id,),
+)
+DOWNGRADED: Final = replace(
+    RESERVATION,
+    transaction_id="txn_01JD3VCV6Y8Z9A0B1C2D3E4F5G",
+    facts=replace(
+        FACTS,
+        vendor="openai",
+        model_requested="gpt-4o",
+        model_priced="gpt-4o-mini",
+        flags=("expression_error:bud_01JD3V0S5GCEL000000000000A", "downgraded"),
+    ),
+    charges=(CHARGES[0], Charge("bud_01JD3V0S5GCEL000000000000A", "cel:nightly-eval", "c:1764547200000:1767225600000")),
+)
+# One session's, one user's of a budget that every user has one of, and a budget for all time.
+LASTING: Final = replace(
+    RESERVATION,
+    transaction_id="txn_01JD3VDW7Z9A0B1C2D3E4F5G6H",
+    facts=replace(FACTS, identity=replace(FACTS.identity, user="eve@example.org", project="apollo"), auth_mode="byok"),
+    charges=(
+        Charge("cap_byok.sandbox.session", "billing_class:byok.sandbox", "s:ses-42"),
+        Charge("bud_01JD3V0S5GPROJECT00000000A", "project:apollo", "l"),
+        Charge(
+            "bud_01JD3V0S5GUSERS000000000A@eve@example.org", "user:eve@example.org", "c:1764630000000:1764716400000"
+        ),
+    ),
+)
+CUT_OFF: Final = replace(
+    PARTIAL,
+    transaction_id="txn_01JD3VEX8A0B1C2D3E4F5G6H7J",
+    outcome="cut_off",
+    usage_source="counted",
+    parent_charged=PARENT_CHARGED.parent_charged,
+    charges=PARENT_CHARGED.charges,
+)
+
 # By file, below `FOLDER`: <topic>/<version>/<what it shows>.json.
 EXAMPLES: Final[Mapping[str, Stamped]] = {
     "spend.reservations.v1/1/three-budgets.json": Stamped(RESERVATION, PRODUCER, 1),
     "spend.reservations.v1/1/resized.json": Stamped(RESIZED, PRODUCER, 7),
     "spend.reservations.v1/1/no-budget.json": Stamped(UNBUDGETED, PRODUCER, 6),
+    "spend.reservations.v1/1/parent-charged.json": Stamped(PARENT_CHARGED, PRODUCER, 9),
+    "spend.reservations.v1/1/downgraded.json": Stamped(DOWNGRADED, PRODUCER, 10),
+    "spend.reservations.v1/1/session-and-lifetime.json": Stamped(LASTING, PRODUCER, 11),
     "spend.settlements.v1/1/completed.json": Stamped(SETTLEMENT, PRODUCER, 2),
     "spend.settlements.v1/1/counted-audio.json": Stamped(AUDIO, PRODUCER, 8),
     "spend.settlements.v1/1/partial.json": Stamped(PARTIAL, PRODUCER, 4),
     "spend.settlements.v1/1/vendor-error.json": Stamped(VENDOR_ERROR, PRODUCER, 5),
+    "spend.settlements.v1/1/cut-off.json": Stamped(CUT_OFF, PRODUCER, 12),
     "spend.settlements.v1/1/hold-expired.json": Stamped(EXPIRY, f"expiry:{EXPIRY.transaction_id}", 1),
     "spend.decisions.v1/1/budget-exhausted.json": Stamped(DENIAL, PRODUCER, 3),
     "spend.decisions.v1/1/unknown-model.json": Stamped(UNKNOWN_MODEL, PRODUCER, 1_000_007),

@@ -17,7 +17,9 @@ from typing import Any
 import httpx
 from ulid import ULID
 
+from services.adapters.cel import Cel
 from services.adapters.memory import MemoryDirectory, MemoryHotState
+from services.adapters.memory_answers import MemoryAnswers
 from services.adapters.memory_jobs import MemoryJobs
 from services.adapters.outbox import SqliteOutbox
 from services.core.budgets import Budget, ScopeKind
@@ -39,7 +41,7 @@ from tests.support.asgi import Client, request, scope_of
 PEPPER = b"a pepper for tests only, 32 bytes"
 MODELS = ("gpt-4o-mini", "sandbox-small", "sandbox-large")
 CHAT_PATH = "/v1/chat/completions"
-PORT_NAMES = {"recorder", "vendors", "relay_transport", "observer", "tracing", "jobs"}
+PORT_NAMES = {"recorder", "vendors", "relay_transport", "observer", "tracing", "jobs", "answers", "internal_token"}
 DAY = CalendarWindow("day", "UTC")
 NOWHERE = "http://127.0.0.1:9"
 
@@ -239,6 +241,7 @@ async def serving(
     app = assembly.app if around is None else around(assembly.app)
     server = make_server(app, "127.0.0.1", 0, finish_s=2)
     poller = asyncio.create_task(assembly.snapshots.run())
+    renewing = asyncio.create_task(assembly.holds.run())
     running = asyncio.create_task(server.serve())
     try:
         await until(lambda: server.started)
@@ -248,7 +251,8 @@ async def serving(
         server.should_exit = True
         await running
         poller.cancel()
-        await asyncio.gather(poller, return_exceptions=True)
+        renewing.cancel()
+        await asyncio.gather(poller, renewing, return_exceptions=True)
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -346,12 +350,14 @@ async def world(
         directory=directory,
         hot_state=hot_state,
         jobs=own.get("jobs") or MemoryJobs(clock),
+        answers=own.get("answers") or MemoryAnswers(clock),
+        expressions=Cel(),
         outbox=own.get("recorder", outbox),
         vendors=own.get("vendors", vendor),
         relay_transport=own.get("relay_transport", Dead()),
         open_sealed=open_sealed,
         pepper=PEPPER,
-        **{name: own[name] for name in ("observer", "tracing") if name in own},
+        **{name: own[name] for name in ("observer", "tracing", "internal_token") if name in own},
     )
     made = World(org, clock, hot_state, directory, outbox, vendor, ports, assemble(ports, options(**changes)), key)
     with contextlib.closing(outbox):

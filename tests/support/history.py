@@ -152,7 +152,7 @@ def _holds(calls: Mapping[str, _Call]) -> dict[str, Hold]:
         assert known is not None
         holds[name] = Hold(
             amount_nano=sized.held_nano if sized else 0,
-            charges=known.charges,
+            charges=(ending or known).charges,
             context=encode_facts(known.facts),
             expires_at_ms=sized.expires_at_ms if sized else 0,
             phase="held" if ending is None else "settled" if call.settlement else "expired",

@@ -12,7 +12,7 @@ from services.core.hotstate import (
     OrgState,
 )
 from services.core.ports import Directory, HotState, TopicPartition
-from services.core.windows import CalendarSpan, RollingSpan
+from services.core.windows import CalendarSpan, Span
 from tests.support.hot_state import read_state, turn_clock
 
 ORG = "acme"
@@ -52,7 +52,7 @@ class Rig:
             await turn_clock(self.connection, now_ms)
 
 
-def proposal(limit_nano: int, name: str = "bud_1", span: CalendarSpan | RollingSpan = SPAN) -> Proposal:
+def proposal(limit_nano: int, name: str = "bud_1", span: Span = SPAN) -> Proposal:
     return Proposal(name, "team:ml", span, limit_nano)
 
 

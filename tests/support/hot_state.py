@@ -1,10 +1,11 @@
 """The hot state in Valkey as tests need it: on a clock they turn, and read back whole, straight from its keys."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from services.adapters.valkey import ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
+from services.adapters.valkey_marks import MARKED, MARKS
 from services.adapters.valkey_scripts import Script
 from services.core.budgets import Charge
 from services.core.hotstate import Figures, Hold, OrgState, Ring
@@ -27,57 +28,94 @@ async def turn_clock(connection: ValkeyConnection, now_ms: int) -> None:
 
 async def read_state(connection: ValkeyConnection, org: str) -> OrgState:
     """The state that the keys of an org spell out; raises on a key that should not be there."""
-    state = OrgState()
-    for key in await _keys(connection, org):
-        await _read_key(connection, state, key, key.removeprefix(f"{{{org}}}:"))
+    state, _ = await read_all(connection, org)
     return state
 
 
 async def read_expiries(connection: ValkeyConnection, org: str) -> dict[str, int | None]:
     """When each key of an org goes, in Unix milliseconds; None for those that stay."""
-    keys = await _keys(connection, org)
-    times = await connection.execute_all([("PEXPIRETIME", key) for key in keys])
-    return {key: None if time == -1 else time for key, time in zip(keys, times, strict=True)}
+    _, expiries = await read_all(connection, org)
+    return expiries
 
 
-async def _keys(connection: ValkeyConnection, org: str) -> list[str]:
-    return sorted(key.decode() for key in await connection.execute("KEYS", f"{{{org}}}:*"))
+async def read_all(connection: ValkeyConnection, org: str) -> tuple[OrgState, dict[str, int | None]]:
+    """Both of the above, at one instant."""
+    state = OrgState()
+    expiries: dict[str, int | None] = {}
+    for name, kind, time, value in await connection.execute("EVAL", _READ, 1, f"{{{org}}}:epoch", f"{{{org}}}:*"):
+        key = name.decode()
+        expiries[key] = None if time == -1 else time
+        read: Any = value.decode() if kind == b"string" else value if kind == b"set" else _pairs(value)
+        _read_key(state, key.removeprefix(f"{{{org}}}:"), read, expiries[key])
+    return state, expiries
 
 
-async def _read_key(connection: ValkeyConnection, state: OrgState, key: str, name: str) -> None:
+async def end_idle_sessions(connection: ValkeyConnection, org: str, now_ms: int) -> None:
+    """Lets go of the sessions that are forgotten at `now_ms`, as a server whose own clock that is has."""
+    await connection.execute("EVAL", _END_SESSIONS, 1, f"{{{org}}}:epoch", f"{{{org}}}:b:*:s:*", now_ms)
+
+
+_READ: Final = """
+local read = {
+  string = { 'GET' }, hash = { 'HGETALL' }, set = { 'SMEMBERS' }, zset = { 'ZRANGE', 0, -1, 'WITHSCORES' }
+}
+local found = {}
+for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
+  local kind = redis.call('TYPE', key).ok
+  local command, first, last, with = unpack(read[kind])
+  local value = first and redis.call(command, key, first, last, with) or redis.call(command, key)
+  found[#found + 1] = { key, kind, redis.call('PEXPIRETIME', key), value }
+end
+return found
+"""
+_END_SESSIONS: Final = """
+for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
+  local ends = redis.call('PEXPIRETIME', key)
+  if ends > 0 and ends <= tonumber(ARGV[2]) then
+    redis.call('DEL', key)
+  end
+end
+"""
+
+
+def _read_key(state: OrgState, name: str, value: Any, expires_at_ms: int | None) -> None:
     kind, _, rest = name.partition(":")
     if name == "epoch":
-        state.epoch, _, loaded_at = (await connection.execute("GET", key)).decode().partition("@")
+        state.epoch, _, loaded_at = value.partition("@")
         state.loaded_at_ms = int(loaded_at)
     elif name == "cfg":
-        state.config_version = int(await connection.execute("HGET", key, "v"))
+        state.config_version = int(value["v"])
     elif name == "hx":
-        flat = await connection.execute("ZRANGE", key, 0, -1, "WITHSCORES")
-        state.due = {member.decode(): int(score) for member, score in zip(flat[::2], flat[1::2], strict=True)}
+        state.due = {member: int(score) for member, score in value.items()}
     elif kind == "f":
         topic, _, partition = rest.rpartition(":")
-        state.fences[topic, int(partition)] = int(await connection.execute("GET", key))
+        state.fences[topic, int(partition)] = int(value)
+    elif kind == "b":
+        budget_id, _, window = rest.partition(":")
+        figures = Figures(**{f"{field}_nano": int(text) for field, text in value.items()})
+        figures.forget_at_ms = expires_at_ms if window.startswith("s:") else None
+        state.windows[budget_id, window] = figures
+    elif kind == "r":
+        budget_id, bucket_ms, count = rest.split(":")
+        state.rings[budget_id, int(bucket_ms), int(count)] = _ring(value)
+    elif kind == "h":
+        state.holds[rest] = _hold(value, expires_at_ms)
+    elif kind == "p":
+        topic, _, partition = rest.rpartition(":")
+        for producer, sequence in value.items():
+            state.producers[topic, int(partition), producer] = int(sequence)
+    elif name == MARKS:
+        marks = dict(value)
+        state.marks = marks.pop(MARKED)
+        state.filled = {budget_id: int(version) for budget_id, version in marks.items()}
+    elif kind == "t":
+        budget_id, _, window = rest.partition(":")
+        state.crossed[budget_id, window] = {int(percent) for percent in value}
     else:
-        fields = await _hash(connection, key)
-        if kind == "b":
-            budget_id, _, window = rest.partition(":")
-            state.windows[budget_id, window] = Figures(**{f"{field}_nano": int(text) for field, text in fields.items()})
-        elif kind == "r":
-            budget_id, bucket_ms, count = rest.split(":")
-            state.rings[budget_id, int(bucket_ms), int(count)] = _ring(fields)
-        elif kind == "h":
-            expires = await connection.execute("PEXPIRETIME", key)
-            state.holds[rest] = _hold(fields, None if expires == -1 else expires)
-        elif kind == "p":
-            topic, _, partition = rest.rpartition(":")
-            for producer, sequence in fields.items():
-                state.producers[topic, int(partition), producer] = int(sequence)
-        else:
-            raise AssertionError(f"unexpected key {key}")
+        raise AssertionError(f"unexpected key {name}")
 
 
-async def _hash(connection: ValkeyConnection, key: str) -> dict[str, str]:
-    flat: list[bytes] = await connection.execute("HGETALL", key)
+def _pairs(flat: list[bytes]) -> dict[str, str]:
     return {name.decode(): text.decode() for name, text in zip(flat[::2], flat[1::2], strict=True)}
 
 
@@ -99,4 +137,5 @@ def _hold(fields: dict[str, str], forget_at_ms: int | None) -> Hold:
         admitted_at_ms=int(fields["admitted"]),
         forget_at_ms=forget_at_ms,
         resized_at_ms=int(fields.get("resized", "0")),
+        option=int(fields.get("option", "0")),
     )

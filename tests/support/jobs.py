@@ -10,9 +10,11 @@ from typing import Any
 
 from openai import OpenAI
 
+from services.adapters.cel import Cel
 from services.adapters.http_transport import HttpxTransport
 from services.adapters.outbox import SqliteOutbox
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
+from services.adapters.valkey_answers import ValkeyAnswers
 from services.adapters.valkey_connection import ValkeyConnection
 from services.adapters.valkey_jobs import ValkeyJobs
 from services.core.budgets import propose
@@ -93,7 +95,18 @@ async def job_world(
     await org.publish(connections=connections, overrides=Overrides("claude", (shipped("anthropic", CLAUDE),)))
     key = await org.make_key(team="ml")
     with closing(SqliteOutbox(tmp_path / "outbox.sqlite", 10_000)) as outbox:
-        ports = Ports(directory, hot_state, outbox, transport, Dead(), open_sealed, PEPPER, ValkeyJobs(connection))
+        ports = Ports(
+            directory,
+            hot_state,
+            outbox,
+            transport,
+            Dead(),
+            open_sealed,
+            PEPPER,
+            ValkeyJobs(connection),
+            ValkeyAnswers(connection),
+            Cel(),
+        )
         async with contextlib.AsyncExitStack() as stack:
             served = [await stack.enter_async_context(serving(ports, options())) for _ in range(gateways)]
             for each in served:

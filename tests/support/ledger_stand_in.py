@@ -8,20 +8,26 @@ from typing import Any, Self
 from urllib.parse import unquote
 
 from services.core.hotstate import OrgImage
-from services.core.ports import LedgerImage
+from services.core.ports import Incoming, LedgerImage
+from services.ledger.backfill import calls_fields, query_of
 from services.ledger.image import image_fields, next_offsets_fields
+from tests.support.call_sums import call_sums
 
 EMPTY = LedgerImage({}, OrgImage({}, {}, {}, {}))
 
 
 class LedgerStandIn:
-    """Serves `images` by org, and the next offsets of `known`. `status` other than 200 is answered to everything."""
+    """Serves `images` by org, the next offsets of `known`, and sums of the calls that `messages` tell of.
+
+    `status` other than 200 is answered to everything.
+    """
 
     def __init__(self, token: str) -> None:
         self.images: dict[str, LedgerImage] = {}
         self.known = EMPTY
         self.status = 200
         self.asked: list[str] = []
+        self.messages: list[Incoming] = []
         stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -29,12 +35,19 @@ class LedgerStandIn:
                 stand_in.asked.append(self.path)
                 is_known = self.headers["authorization"] == f"Bearer {token}"
                 status = stand_in.status if is_known else 401
-                content = json.dumps(stand_in.answer(self.path)).encode() if status == 200 else b"{}"
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                content = b"{}"
+                if status == 200:
+                    answer = stand_in.calls(self.path, body) if body else stand_in.answer(self.path)
+                    content = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
+
+            def do_POST(self) -> None:
+                self.do_GET()
 
             def log_request(self, *_: Any) -> None:
                 """Test output stays quiet."""
@@ -46,6 +59,11 @@ class LedgerStandIn:
     def url(self) -> str:
         """Its base URL."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def calls(self, path: str, body: bytes) -> dict[str, Any]:
+        """The JSON that answers a question about calls."""
+        org = unquote(path.removeprefix("/internal/v1/orgs/").removesuffix("/calls"))
+        return calls_fields(call_sums(org, self.messages, query_of(json.loads(body))))
 
     def answer(self, path: str) -> dict[str, Any]:
         """The JSON of a path."""

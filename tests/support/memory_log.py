@@ -1,6 +1,7 @@
 """An event log in memory, with what a real one can do to its readers: outages, retention, and gaps."""
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -17,6 +18,8 @@ class MemoryLog:
         self._ends: dict[TopicPartition, int] = {}
         self._news = asyncio.Event()
         self.is_away = False
+        # Every message of all partitions, in the order in which the log took them.
+        self.history: list[Incoming] = []
 
     def places(self, *topics: str) -> list[TopicPartition]:
         """Every partition of the topics."""
@@ -25,6 +28,21 @@ class MemoryLog:
     def messages(self, place: TopicPartition) -> list[Incoming]:
         """What a partition holds."""
         return list(self._messages.get(place, ()))
+
+    def end(self, place: TopicPartition) -> int:
+        """The offset that the next message of a partition gets."""
+        return self._ends.get(place, 0)
+
+    def slice(self, place: TopicPartition, start: int, most: int) -> list[Incoming]:
+        """The first messages of a partition from an offset on. Only for a log that nothing was trimmed from."""
+        return self._messages.get(place, [])[start : start + most]
+
+    async def wait(self, seconds: float) -> None:
+        """Returns at the next message, or after so long."""
+        self._news.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
 
     def skip(self, place: TopicPartition, count: int = 1) -> None:
         """Uses up offsets without a message, as a transaction's marker does."""
@@ -48,9 +66,9 @@ class MemoryLog:
             place = TopicPartition(message.topic, zlib.crc32(message.key) % self._topics[message.topic])
             offset = self._ends.get(place, 0)
             self._ends[place] = offset + 1
-            self._messages.setdefault(place, []).append(
-                Incoming(place.topic, place.partition, offset, message.key, message.value, message.headers, 0)
-            )
+            taken = Incoming(place.topic, place.partition, offset, message.key, message.value, message.headers, 0)
+            self._messages.setdefault(place, []).append(taken)
+            self.history.append(taken)
         self._news.set()
 
     async def partitions(self, topic: str) -> int:

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from services.core.budgets import Charge
+from services.core.budgets import SCOPE_KINDS, Charge
 from services.core.codec_fields import MAX_INTEGER
 from services.core.events import (
     ATTEMPT_OUTCOMES,
@@ -21,7 +21,7 @@ from services.core.events import (
     Stamped,
 )
 from services.core.identity import DIMENSIONS, MAX_TAGS, Identity
-from services.core.windows import CalendarSpan, RollingSpan, Span
+from services.core.windows import CalendarSpan, LifetimeSpan, RollingSpan, SessionSpan, Span
 
 _FIRST = "ABCXYZabcxyz0189"
 texts = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -38,17 +38,26 @@ counters = st.dictionaries(st.from_regex(r"[a-z][a-z0-9_]{0,19}", fullmatch=True
 @st.composite
 def spans(draw: st.DrawFn) -> Span:
     """A window span as events carry it."""
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from(("calendar", "rolling", "session", "lifetime")))
+    if kind == "session":
+        return SessionSpan(draw(names))
+    if kind == "lifetime":
+        return LifetimeSpan()
+    if kind == "calendar":
         start_ms = draw(instants)
         return CalendarSpan(start_ms, start_ms + draw(st.integers(1, 2_678_400_000)))
     bucket_ms = draw(st.integers(1, 527_040_000))
     return RollingSpan(bucket_ms, draw(st.integers(1, 60)), draw(instants) // bucket_ms)
 
 
+budget_ids = st.one_of(
+    st.builds("bud_{}".format, ulids), st.builds("bud_{}@{}".format, ulids, names.map(lambda name: name[:90]))
+)
+budget_lists = st.lists(budget_ids, max_size=2).map(tuple)
 charges = st.builds(
     Charge,
-    budget_id=st.builds("bud_{}".format, ulids),
-    scope=st.builds("{}:{}".format, st.sampled_from(("org", "team", "agent")), names),
+    budget_id=budget_ids,
+    scope=st.builds("{}:{}".format, st.sampled_from(SCOPE_KINDS), names),
     window=spans().map(lambda span: span.key()),
 )
 charge_lists = st.lists(charges, max_size=4).map(tuple)
@@ -71,6 +80,11 @@ facts = st.builds(
     catalog_version=texts,
     config_version=counts,
     auth_mode=names,
+    flags=st.lists(
+        st.one_of(st.sampled_from(("fail_open", "downgraded")), st.builds("expression_error:{}".format, budget_ids)),
+        max_size=3,
+    ).map(tuple),
+    request_hash=st.just("") | names,
 )
 components = st.builds(
     ComponentCost,
@@ -93,12 +107,14 @@ reservations = st.builds(
     transaction_id=transaction_ids,
     time_ms=instants,
     facts=facts,
-    estimate_mode=st.sampled_from(("strict", "calibrated")),
+    estimate_mode=st.sampled_from(("strict", "calibrated", "stepped")),
     input_tokens_bound=counts,
     output_tokens_bound=counts,
     held_nano=amounts,
     charges=charge_lists,
     expires_at_ms=instants,
+    parent_charged=budget_lists,
+    would_block=budget_lists,
 )
 settlements = st.builds(
     Settlement,
@@ -115,10 +131,12 @@ settlements = st.builds(
     http_status=st.integers(0, 599),
     retry_count=st.integers(0, 2),
     latency_us=counters,
-    estimate_mode=st.sampled_from(("strict", "calibrated")),
+    estimate_mode=st.sampled_from(("strict", "calibrated", "stepped")),
     price_context=st.dictionaries(names, texts, max_size=2),
     unpriced=st.lists(names, max_size=2).map(tuple),
     attempts=st.lists(attempts, max_size=3).map(tuple),
+    parent_charged=budget_lists,
+    admitted_at_ms=instants,
 )
 resizes = st.builds(
     HoldResized,
@@ -137,6 +155,7 @@ expiries = st.builds(
     held_nano=amounts,
     booked_nano=amounts,
     charges=charge_lists,
+    admitted_at_ms=instants,
 )
 
 
@@ -155,7 +174,7 @@ def denials(draw: st.DrawFn) -> Denial:
         transaction_id=draw(transaction_ids),
         time_ms=draw(instants),
         facts=draw(facts),
-        code=draw(st.sampled_from(("budget_exhausted", "unknown_model", "unpriced_feature"))),
+        code=draw(st.sampled_from(("budget_exhausted", "BudgetCapExceeded", "unknown_model", "unpriced_feature"))),
         reason=draw(texts),
         estimate_nano=draw(amounts),
         **(figures if by_budget else {}),  # type: ignore[arg-type]

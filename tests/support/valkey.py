@@ -49,6 +49,11 @@ class ValkeyServer:
         """Its address, database 0."""
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not ended since."""
+        return self._process is not None
+
     def start(self) -> None:
         """Starts it and waits until it answers; raises `RuntimeError` with its log when it does not."""
         self.data_dir.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Rounds of bursts and faults on real processes and engines, judged by the independent model."""

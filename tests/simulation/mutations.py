@@ -1,0 +1,120 @@
+"""Bugs planted on purpose, each where someone could make it, to see that the rig notices.
+
+Each is a context manager that has the services do one thing wrong for as long as its block lasts.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from services.core import fold
+from services.core.budgets import Charge
+from services.core.hotstate import FoldStep, HoldRequest, OrgState
+from services.gateway.settle import Settler
+from tests.support.simulation.ports import SimHotState
+
+
+@contextmanager
+def fence_not_moved() -> Iterator[None]:
+    """The fold of an org forgets how far it has come."""
+    real = fold.apply
+
+    def apply(state: OrgState, topic: str, partition: int, steps: Iterable[FoldStep], *rest: Any) -> Any:
+        before = dict(state.fences)
+        answer = real(state, topic, partition, steps, *rest)
+        state.fences = before
+        return answer
+
+    with patch.object(fold, "apply", apply):
+        yield
+
+
+@contextmanager
+def hold_dropped_before_fold() -> Iterator[None]:
+    """The gateway gives a hold back when it settles, and not the fold when it has counted the cost."""
+    reserve, settle = SimHotState.reserve, Settler.settle
+    hot_states: dict[str, SimHotState] = {}
+
+    async def reserving(self: SimHotState, request: HoldRequest) -> Any:
+        hot_states[request.reservation_id] = self
+        return await reserve(self, request)
+
+    def settling(self: Any, call: Any, *arguments: Any, **options: Any) -> Any:
+        settled = settle(self, call, *arguments, **options)
+        hot = hot_states[call.transaction_id]
+        task = asyncio.ensure_future(hot.release(call.facts.identity.org, call.transaction_id))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return settled
+
+    with patch.object(SimHotState, "reserve", reserving), patch.object(Settler, "settle", settling):
+        yield
+
+
+@contextmanager
+def window_decided_twice() -> Iterator[None]:
+    """The fold takes the window of its own time, and not the one that the call was admitted to."""
+    real = fold._apply_step
+
+    def apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
+        if step.kind in ("settle", "expire"):
+            step = replace(step, charges=tuple(_at(each, now_ms) for each in step.charges))
+        real(state, step, now_ms)
+
+    with patch.object(fold, "_apply_step", apply_step):
+        yield
+
+
+def _at(charge: Charge, now_ms: int) -> Charge:
+    kind, *numbers = charge.window.split(":")
+    if kind == "c":
+        start, end = map(int, numbers)
+        turns = (now_ms - start) // (end - start) * (end - start)
+        return replace(charge, window=f"c:{start + turns}:{end + turns}")
+    if kind == "r":
+        return replace(charge, window=f"r:{numbers[0]}:{numbers[1]}:{now_ms // int(numbers[0])}")
+    return charge
+
+
+@contextmanager
+def expiry_without_state_check() -> Iterator[None]:
+    """An expiry books its hold whether it has been settled meanwhile or not."""
+    real = fold._apply_step
+
+    def apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
+        hold = state.holds.get(step.reservation_id)
+        if step.kind == "expire" and hold is not None and hold.phase != "held":
+            del state.holds[step.reservation_id]
+        real(state, step, now_ms)
+
+    with patch.object(fold, "_apply_step", apply_step):
+        yield
+
+
+@contextmanager
+def refund_twice() -> Iterator[None]:
+    """What an expiry had booked is given back twice when the call settles late."""
+    real = fold._apply_step
+
+    def apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
+        hold = state.holds.get(step.reservation_id)
+        if step.kind == "settle" and hold is not None and hold.phase == "expired":
+            for charge in hold.charges:
+                fold._add_spent(state, charge, -hold.booked_nano, now_ms)
+        real(state, step, now_ms)
+
+    with patch.object(fold, "_apply_step", apply_step):
+        yield
+
+
+# Each bug, with the promises that it breaks: the first finding of a failing run must be of one of them.
+MUTATIONS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], tuple[str, ...]]] = {
+    # The fold sees that the org has not kept what it has just folded, and goes no further.
+    "fence not moved": (fence_not_moved, ("P4", "P10")),
+    "hold dropped before fold": (hold_dropped_before_fold, ("P1",)),
+    "window decided twice": (window_decided_twice, ("P4", "P5")),
+    "expiry without state check": (expiry_without_state_check, ("P4", "P5")),
+    "refund twice": (refund_twice, ("P4",)),
+}

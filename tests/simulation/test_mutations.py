@@ -1,0 +1,19 @@
+"""The rig notices: each bug planted in the services fails one of the first seeds, by the promise that it breaks."""
+
+import pytest
+
+from tests.simulation.mutations import MUTATIONS
+from tests.simulation.run import run_seeds
+
+# All of these are through in less than a minute.
+WITHIN = 300
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_a_planted_bug_is_caught_within_a_minute(name: str) -> None:
+    plant, promises = MUTATIONS[name]
+    with plant():
+        tally = run_seeds(range(WITHIN), until_failed=True)
+    assert tally.failed, f"{name!r} went unnoticed in {WITHIN} seeds"
+    ((seed, findings),) = tally.failed.items()
+    assert {promise for promise, _ in findings} & set(promises), f"seed {seed}: {findings[:3]}"

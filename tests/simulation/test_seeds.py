@@ -1,0 +1,97 @@
+"""Real gateways, aggregators and reapers, in a world that a seed draws with all that goes wrong in it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.run import run_seeds, show
+from tests.simulation.seeds import FOUND, FOUND_WITH_ROLLBACKS
+from tests.support.simulation.verify import verify
+from tests.support.simulation.world import simulate, tidy
+
+SEEDS, PARTS = 2000, 10
+ROLLBACK_SEEDS = 300
+# What every part of the runs has to show.
+WANTED = {
+    "spend.reservation.created.v1",
+    "spend.settlement.recorded.v1",
+    "spend.hold.expired.v1",
+    "spend.hold.resized.v1",
+    "spend.decision.denied.v1",
+    "outcome cut_off",
+    "outcome partial",
+    "parent_charged",
+    "would_block",
+    "downgraded",
+    "fail_open",
+    "late settlement",
+    "asked again",
+    "backfilled",
+    "alert",
+    "unreadable",
+}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_promise_holds_in_every_world(part: int) -> None:
+    count = SEEDS // PARTS
+    tally = run_seeds(range(part * count, (part + 1) * count))
+    assert not tally.failed, "\n".join(show(seed, findings) for seed, findings in tally.failed.items())
+    # A rig in which nothing goes wrong, or nothing goes right, would prove nothing.
+    assert tally.runs == count
+    assert tally.admitted > 2 * count
+    assert tally.kills > count // 4
+    assert tally.loads > count // 10
+    assert not WANTED - {name for name, times in tally.seen.items() if times}
+
+
+def test_what_seeds_found_once_they_do_not_find_again() -> None:
+    tally = run_seeds(FOUND)
+    assert not tally.failed, "\n".join(f"{FOUND[seed]}\n{show(seed, each)}" for seed, each in tally.failed.items())
+
+
+def test_what_seeds_with_lost_writes_found_once_they_do_not_find_again() -> None:
+    tally = run_seeds(FOUND_WITH_ROLLBACKS, with_rollbacks=True)
+    told = (f"{FOUND_WITH_ROLLBACKS[seed]}\n{show(seed, each)}" for seed, each in tally.failed.items())
+    assert not tally.failed, "\n".join(told)
+
+
+def test_a_hot_state_that_lost_its_last_writes_has_them_folded_again() -> None:
+    lost = 0
+    with tidy():
+        for seed in range(ROLLBACK_SEEDS):
+            world = simulate(seed, with_rollbacks=True)
+            findings = verify(world)
+            assert not findings, show(seed, findings)
+            lost += len(world.lost)
+    assert lost > ROLLBACK_SEEDS // 4
+
+
+def test_a_seed_is_the_same_run_every_time() -> None:
+    with tidy():
+        runs = [simulate(seed, keep_trace=True) for seed in range(40) for _ in range(2)]
+    for first, second in zip(runs[::2], runs[1::2], strict=True):
+        assert first.lines == second.lines, f"seed {first.plan.seed}"
+        assert first.digest() == second.digest(), f"seed {first.plan.seed}"
+    assert len({each.digest() for each in runs}) == len(runs) // 2
+
+
+def test_a_seed_is_the_same_run_in_every_process() -> None:
+    command = [sys.executable, "-m", "tests.simulation.run", "--seed", "11"]
+    answers = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        answers.add(
+            subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+        )
+    assert len(answers) == 1
+
+
+def test_a_failing_seed_tells_how_to_have_it_again() -> None:
+    told = show(42, [("P1", "bud_1 came to 3 of 2")])
+    assert "P1: bud_1 came to 3 of 2" in told
+    assert told.endswith("python -m tests.simulation.run --seed 42 --trace")

@@ -1,0 +1,197 @@
+"""P1 by the independent model: no budget comes to more than its limit, at any prefix of the log.
+
+Like `checker`, it imports nothing of Farthing.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.checker import Known, Message, milliseconds, nano, readable, slot_of
+
+Limits = Mapping[int, Mapping[str, int | None]]
+
+
+@dataclass
+class _Counted:
+    """A call as it counts against one budget's window."""
+
+    name: str
+    admitted_ms: int
+    place: tuple[str, int]
+    offset: int
+    bucket: int | None
+    # What it has held, from which instant on.
+    held: list[tuple[int, int]]
+    limit_nano: int
+    spent_nano: int | None = None
+
+    def amount(self, now_ms: int) -> int:
+        """What it counts at an instant: its cost once that is known, else what it held then."""
+        if self.spent_nano is not None:
+            return self.spent_nano
+        return [amount for since_ms, amount in self.held if since_ms <= now_ms or since_ms == self.held[0][0]][-1]
+
+
+class CapChecker:
+    """P1, event by event in the order in which the log took them: settled and held never pass an enforced limit.
+
+    `limits` are the limits in nano-dollars by configuration version and budget, None for one that only watches. Each
+    call is judged by the limit it was admitted under. `loads` are when (ms) a lost hot state was loaded anew, with what
+    it knew of the log: a call admitted before that, whose reservation the log did not have yet, is in no one's sums.
+    Nor is one that was admitted within `lost`, spans of time (ms) whose writes a hot state lost at their end. `unknown`
+    are calls that the log tells too much of: what they held was changed, and the change not recorded.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        loads: Sequence[tuple[int, Known]] = (),
+        lost: Sequence[tuple[int, int]] = (),
+        unknown: Collection[str] = (),
+    ) -> None:
+        self._limits = limits
+        self._loads = loads
+        self._lost = lost
+        self._unknown = unknown
+        self._slots: dict[tuple[str, str], dict[str, _Counted]] = defaultdict(dict)
+        self._slots_of: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        self._seen: dict[tuple[str, int, str], int] = {}
+        self._ended: dict[str, int] = {}
+        # Held at less than they may cost, or not at all.
+        self._loose: set[str] = set()
+        # Let go of unspent by the org's own wish, so that there is no room for what they turn out to have cost.
+        self._unbooked: set[str] = set()
+        self.findings: list[str] = []
+
+    def take(self, message: Message) -> None:
+        """The next message of the log."""
+        event = readable(message)
+        if event is None or "charges" not in event:
+            return
+        producer = (message.topic, message.partition, event["producer"])
+        if event["sequence"] <= self._seen.get(producer, 0):
+            return
+        self._seen[producer] = event["sequence"]
+        name, kind = event["transaction_id"], event["type"]
+        if "fail_open" in event.get("flags", ()) or not _is_bound(event):
+            self._loose.add(name)
+        if name in self._loose or name in self._unknown:
+            return
+        if kind == "spend.reservation.created.v1":
+            self._admit(message, event, milliseconds(event["time"]))
+        elif kind == "spend.hold.resized.v1":
+            self._resize(message, event)
+        else:
+            is_settlement = kind == "spend.settlement.recorded.v1"
+            amount = nano(event["cost_usd"] if is_settlement else event["booked_usd"])
+            if is_settlement and amount > nano(event["held_usd"]):
+                # A stream that was held step by step, and wrote more before it could be ended.
+                self._loose.add(name)
+                for slot in self._slots_of.pop(name, []):
+                    del self._slots[slot][name]
+                return
+            if is_settlement or name not in self._ended:
+                self._ended[name] = amount
+            if not is_settlement and amount < nano(event["held_usd"]):
+                self._unbooked.add(name)
+            if name not in self._slots_of:
+                self._enter(message, event, milliseconds(event["admitted_at"]))
+            for slot in self._slots_of[name]:
+                self._slots[slot][name].spent_nano = self._ended[name]
+        self._check_prefix(name)
+
+    def _enter(self, message: Message, event: dict[str, Any], admitted_ms: int) -> None:
+        name = event["transaction_id"]
+        limits = self._limits[event["config_version"]]
+        is_later = event["type"] == "spend.hold.resized.v1"
+        for charge in event["charges"]:
+            budget = charge["budget_id"].partition("@")[0]
+            if budget not in limits:
+                self.findings.append(f"{name} is charged to {budget}, which version {event['config_version']} has not")
+                continue
+            limit_nano = self._largest(budget, event["config_version"]) if is_later else limits[budget]
+            slot, bucket = slot_of(charge)
+            held = [(admitted_ms, nano(event["held_usd"]))]
+            place = (message.topic, message.partition)
+            if limit_nano is not None:
+                counted = _Counted(name, admitted_ms, place, message.offset, bucket, held, limit_nano)
+                self._slots[slot][name] = counted
+                self._slots_of[name].append(slot)
+
+    def _largest(self, budget: str, since_version: int) -> int | None:
+        """The largest limit since a version: a hold that is changed later is judged by a later configuration."""
+        limits = [known.get(budget) for version, known in self._limits.items() if version >= since_version]
+        # One that is gone, or only watches by then, refuses nothing.
+        return None if None in limits else max(each for each in limits if each is not None)
+
+    def _admit(self, message: Message, event: dict[str, Any], now_ms: int) -> None:
+        name = event["transaction_id"]
+        if name not in self._slots_of:
+            self._enter(message, event, now_ms)
+        for slot in self._slots_of[name]:
+            self._check_own(slot, name, nano(event["held_usd"]), now_ms)
+            if name in self._ended:
+                self._slots[slot][name].spent_nano = self._ended[name]
+
+    def _resize(self, message: Message, event: dict[str, Any]) -> None:
+        name, now_ms, amount = event["transaction_id"], milliseconds(event["time"]), nano(event["held_usd"])
+        admitted_ms = now_ms
+        before = {slot: self._slots[slot].pop(name) for slot in self._slots_of.pop(name, [])}
+        if before:
+            admitted_ms = min(each.admitted_ms for each in before.values())
+        self._enter(message, event, admitted_ms)
+        for slot in self._slots_of.get(name, []):
+            counted, old = self._slots[slot][name], before.get(slot)
+            counted.held = [*(old.held if old else []), (now_ms, amount)]
+            counted.spent_nano = self._ended.get(name)
+            if old is None or amount > old.held[-1][1]:
+                self._check_own(slot, name, amount, now_ms)
+
+    def _check_own(self, slot: tuple[str, str], name: str, amount: int, now_ms: int) -> None:
+        """That there was room for a call when it was admitted, or grew, among those that were there before it."""
+        own = self._slots[slot][name]
+        others = [
+            each
+            for each in self._slots[slot].values()
+            if each.name != name and each.admitted_ms < now_ms and not self._is_stray(each, now_ms)
+        ]
+        total = amount + sum(each.amount(now_ms) for each in others if not _has_left(each, slot, now_ms))
+        if total > own.limit_nano:
+            self.findings.append(f"{name} came to {total} of {own.limit_nano} nano-dollars in {slot}")
+
+    def _check_prefix(self, name: str) -> None:
+        """That this prefix of the log comes to no more than the largest limit that anything in it was admitted to."""
+        for slot in self._slots_of.get(name, []):
+            counted = list(self._slots[slot].values())
+            now_ms = max(each.held[-1][0] for each in counted)
+            known = [each for each in counted if not self._is_stray(each, now_ms) and not _has_left(each, slot, now_ms)]
+            total = sum(each.amount(now_ms) for each in known)
+            most = max((each.limit_nano for each in counted), default=0)
+            if known and total > most:
+                self.findings.append(f"the log, at {name}, comes to {total} of {most} nano-dollars in {slot}")
+
+    def _is_stray(self, each: _Counted, now_ms: int) -> bool:
+        if each.name in self._unbooked or any(
+            since_ms <= each.admitted_ms <= at_ms <= now_ms for since_ms, at_ms in self._lost
+        ):
+            return True
+        return any(
+            each.admitted_ms <= at_ms <= now_ms and each.offset >= known.get(each.place, 0)
+            for at_ms, known in self._loads
+        )
+
+
+def _is_bound(event: Mapping[str, Any]) -> bool:
+    """Whether what a call holds bounds what it may cost: at once, or as it is extended step by step."""
+    mode: str = event.get("estimate_mode") or event.get("estimate", {}).get("mode", "strict")
+    return mode in ("strict", "stepped")
+
+
+def _has_left(each: _Counted, slot: tuple[str, str], now_ms: int) -> bool:
+    """Whether what a call has spent is no longer in a rolling window. What is held counts until it ends."""
+    if each.bucket is None or each.spent_nano is None:
+        return False
+    _, bucket_ms, count = slot[1].split(":")
+    return each.bucket < now_ms // int(bucket_ms) - int(count)
