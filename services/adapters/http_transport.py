@@ -10,7 +10,8 @@ from typing import Final
 
 import httpx
 
-from services.core.ports import NotSentError, TimedOutError, UnavailableError, VendorRequest, VendorResponse
+from services.core.ports import NotSentError, TimedOutError, UnavailableError
+from services.core.vendor_port import VendorRequest, VendorResponse
 
 KEEP_ALIVE_S: Final = 30.0
 
@@ -30,7 +31,7 @@ _Origin = tuple[bytes, bytes, int | None]
 
 
 class HttpxTransport:
-    """`ports.VendorTransport` on `httpx.AsyncHTTPTransport`. At most `max_connections` are in use; more calls wait.
+    """`vendor_port.VendorTransport` on `httpx.AsyncHTTPTransport`. At most `max_connections` are in use; others wait.
 
     The transport is used by itself: a client's redirects, cookies, decoding and default headers must not happen.
     """
@@ -134,7 +135,7 @@ class _Line:
 
 
 class HttpxResponse:
-    """`ports.VendorResponse` of an httpx answer."""
+    """`vendor_port.VendorResponse` of an httpx answer."""
 
     def __init__(self, response: httpx.Response, line: _Line) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from services.core.backfill import CallQuery, CallSum
+from services.core.backfill import CallQuery, CallSum, query_fields
 from services.core.budgets import Charge
 from services.core.events import CallFacts
 from services.core.hotstate import Hold, OrgImage
@@ -52,14 +52,7 @@ class HttpLedgerView:
     async def call_sums(self, org: str, query: CallQuery) -> Sequence[CallSum]:
         """`POST /internal/v1/orgs/{org}/calls`."""
         path = f"/internal/v1/orgs/{quote(org, safe='')}/calls"
-        question = {
-            "before_version": query.before_version,
-            "since_ms": query.since_ms,
-            "grain_ms": query.grain_ms,
-            "budget_ids": query.budget_ids,
-            "below": {str(partition): offset for partition, offset in query.below.items()},
-        }
-        answer = await self._ask("POST", path, self._image_timeout, orjson.dumps(question))
+        answer = await self._ask("POST", path, self._image_timeout, orjson.dumps(query_fields(query)))
         return _read(lambda fields: [_call_sum(org, each) for each in fields["calls"]], answer)
 
     async def close(self) -> None:

@@ -80,9 +80,7 @@ async def _serve(settings: Settings) -> None:
     thresholds = Thresholds(log, hot, configs)
     rebuilder = Rebuilder(log, hot, ledger, directory, fences, observer, _new_id, configs, thresholds)
     folder = Folder(log, hot, fences, rebuilder, observer, patience, configs, thresholds)
-    backfiller = Backfiller(
-        hot, ledger, directory, configs, folder, rebuilder, thresholds, places, observer, patience, _new_id
-    )
+    backfiller = Backfiller(hot, ledger, configs, folder, rebuilder, thresholds, places, observer, patience, _new_id)
     reaper = Reaper(log, hot, directory, observer)
     try:
         await patience.until_answered("hot state", hot.check_safe)

@@ -22,7 +22,7 @@ from services.aggregator.thresholds import Thresholds
 from services.core.events import Settlement
 from services.core.fold import OffsetGapError
 from services.core.hotstate import Backfill
-from services.core.ports import Directory, HotState, LedgerView, TopicPartition, UnavailableError
+from services.core.ports import HotState, LedgerView, TopicPartition, UnavailableError
 
 _log = structlog.get_logger("farthing.aggregator")
 
@@ -40,7 +40,6 @@ class Backfiller:
         self,
         hot: HotState,
         ledger: LedgerView,
-        directory: Directory,
         configs: Configs,
         folder: Folder,
         rebuilder: Rebuilder,
@@ -52,7 +51,6 @@ class Backfiller:
     ) -> None:
         self._hot = hot
         self._ledger = ledger
-        self._directory = directory
         self._configs = configs
         self._folder = folder
         self._rebuilder = rebuilder

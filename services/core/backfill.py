@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import Final
+from typing import Any, Final
 
 from services.core.budgets import Budget, Charge
 from services.core.events import CallFacts, Expiry, Settlement
@@ -77,6 +77,17 @@ class CallSum:
     charged: tuple[BudgetWindow, ...]
     amount_nano: int
     last_ms: int
+
+
+def query_fields(query: CallQuery) -> dict[str, Any]:
+    """The question as the ledger is asked it, in JSON."""
+    return {
+        "before_version": query.before_version,
+        "since_ms": query.since_ms,
+        "grain_ms": query.grain_ms,
+        "budget_ids": list(query.budget_ids),
+        "below": {str(partition): offset for partition, offset in query.below.items()},
+    }
 
 
 class ImpliedBudgets:

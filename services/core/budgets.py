@@ -19,9 +19,6 @@ ChildMode = Literal["isolated", "fallback"]
 FullRule = Literal["block", "parent", "downgrade", "pass"]
 
 ESTIMATE_MODES: Final[tuple[EstimateMode, ...]] = ("strict", "calibrated")
-ENFORCEMENTS: Final[tuple[Enforcement, ...]] = ("enforce", "monitor")
-WHEN_FULL: Final[tuple[WhenFull, ...]] = ("block", "downgrade", "alert")
-CHILD_MODES: Final[tuple[ChildMode, ...]] = ("isolated", "fallback")
 # From the widest to the narrowest: the order in which a call's budgets are written everywhere.
 SCOPE_KINDS: Final[tuple[ScopeKind, ...]] = (
     "org", "environment", "billing_class", "vendor", "model", "tag", "team", "project", "user", "agent", "key",

@@ -18,12 +18,13 @@ from services.core.codec_fields import (
     count_in,
     counts_in,
     format_time,
+    instant_if_there,
     instant_in,
-    list_of_texts,
     name_in,
     one_of,
     parse_object,
     take,
+    texts_if_there,
     texts_in,
     typed,
     usd_in,
@@ -237,8 +238,8 @@ def event_from_fields(fields: Fields) -> Event:
             held_nano=usd_in(fields, "held_usd"),
             charges=charges_from_fields(fields),
             expires_at_ms=instant_in(fields, "expires_at"),
-            parent_charged=_texts_or_none(fields, "parent_charged"),
-            would_block=_texts_or_none(fields, "would_block"),
+            parent_charged=texts_if_there(fields, "parent_charged"),
+            would_block=texts_if_there(fields, "would_block"),
         )
     if kind == HoldResized.TYPE:
         return HoldResized(
@@ -248,34 +249,45 @@ def event_from_fields(fields: Fields) -> Event:
             expires_at_ms=instant_in(fields, "expires_at"),
         )
     if kind == Settlement.TYPE:
-        return Settlement(
-            *head,
-            outcome=cast(Outcome, one_of(fields, "outcome", OUTCOMES)),
-            usage_source=cast(UsageSource, one_of(fields, "usage_source", USAGE_SOURCES)),
-            usage=counts_in(fields, "usage"),
-            components=tuple(_component(each) for each in take(fields, "components", list)),
-            cost_nano=usd_in(fields, "cost_usd"),
-            held_nano=usd_in(fields, "held_usd"),
-            charges=charges_from_fields(fields),
-            http_status=count_in(fields, "http_status"),
-            retry_count=count_in(fields, "retry_count"),
-            latency_us=counts_in(fields, "latency_us"),
-            # Events of earlier releases do not have what follows.
-            estimate_mode=take(fields, "estimate_mode", str) if "estimate_mode" in fields else "strict",
-            price_context=texts_in(fields, "price_context") if "price_context" in fields else {},
-            unpriced=_texts_or_none(fields, "unpriced"),
-            attempts=tuple(_attempt(each) for each in take(fields, "attempts", list)) if "attempts" in fields else (),
-            parent_charged=_texts_or_none(fields, "parent_charged"),
-            admitted_at_ms=_instant_or_none(fields, "admitted_at"),
-        )
+        return _settlement(head, fields)
     if kind == Expiry.TYPE:
         return Expiry(
             *head,
             held_nano=usd_in(fields, "held_usd"),
             booked_nano=usd_in(fields, "booked_usd"),
             charges=charges_from_fields(fields),
-            admitted_at_ms=_instant_or_none(fields, "admitted_at"),
+            admitted_at_ms=instant_if_there(fields, "admitted_at"),
         )
+    return _denial(head, fields)
+
+
+_Head = tuple[str, int, CallFacts]
+
+
+def _settlement(head: _Head, fields: Fields) -> Settlement:
+    return Settlement(
+        *head,
+        outcome=cast(Outcome, one_of(fields, "outcome", OUTCOMES)),
+        usage_source=cast(UsageSource, one_of(fields, "usage_source", USAGE_SOURCES)),
+        usage=counts_in(fields, "usage"),
+        components=tuple(_component(each) for each in take(fields, "components", list)),
+        cost_nano=usd_in(fields, "cost_usd"),
+        held_nano=usd_in(fields, "held_usd"),
+        charges=charges_from_fields(fields),
+        http_status=count_in(fields, "http_status"),
+        retry_count=count_in(fields, "retry_count"),
+        latency_us=counts_in(fields, "latency_us"),
+        # Events of earlier releases do not have what follows.
+        estimate_mode=take(fields, "estimate_mode", str) if "estimate_mode" in fields else "strict",
+        price_context=texts_in(fields, "price_context") if "price_context" in fields else {},
+        unpriced=texts_if_there(fields, "unpriced"),
+        attempts=tuple(_attempt(each) for each in take(fields, "attempts", list)) if "attempts" in fields else (),
+        parent_charged=texts_if_there(fields, "parent_charged"),
+        admitted_at_ms=instant_if_there(fields, "admitted_at"),
+    )
+
+
+def _denial(head: _Head, fields: Fields) -> Denial:
     denial = Denial(
         *head,
         code=take(fields, "code", str),
@@ -310,7 +322,7 @@ def facts_from_fields(fields: Fields) -> CallFacts:
         catalog_version=take(fields, "catalog_version", str),
         config_version=count_in(fields, "config_version"),
         auth_mode=take(fields, "auth_mode", str),
-        flags=_texts_or_none(fields, "flags"),
+        flags=texts_if_there(fields, "flags"),
         request_hash=take(fields, "request_hash", str) if "request_hash" in fields else "",
     )
 
@@ -322,15 +334,6 @@ def charges_from_fields(fields: Fields) -> tuple[Charge, ...]:
         item = typed("charges", each, dict)
         charges.append(Charge(name_in(item, "budget_id"), take(item, "scope", str), _window(item)))
     return tuple(charges)
-
-
-def _texts_or_none(fields: Fields, name: str) -> tuple[str, ...]:
-    """The texts of a field that events of earlier releases do not have."""
-    return tuple(list_of_texts(fields, name)) if name in fields else ()
-
-
-def _instant_or_none(fields: Fields, name: str) -> int:
-    return instant_in(fields, name) if name in fields else 0
 
 
 def _window(item: Fields) -> str:

@@ -134,3 +134,13 @@ def one_of(fields: Fields, name: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise UnreadableEventError(f"field {name!r} is {value[:40]!r}; one of {', '.join(allowed)} was expected")
     return value
+
+
+def texts_if_there(fields: Fields, name: str) -> tuple[str, ...]:
+    """The texts of a field that events of earlier releases do not have."""
+    return tuple(list_of_texts(fields, name)) if name in fields else ()
+
+
+def instant_if_there(fields: Fields, name: str) -> int:
+    """Unix milliseconds of a field that events of earlier releases do not have; 0 then."""
+    return instant_in(fields, name) if name in fields else 0

@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from services.core.components import BY_COUNT, COMPONENTS, FLAT, MILLION, MODAL_TRAITS, PARTS, Component
 from services.core.events import UsageSource
@@ -17,7 +17,6 @@ _NO_COUNTS: Final[Mapping[str, int]] = MappingProxyType({})
 
 # How the hold of a call was sized: at its bound, at what such calls have been seen to cost, or a step at a time (BU-6).
 HoldMode = Literal["strict", "calibrated", "stepped"]
-HOLD_MODES: Final[tuple[HoldMode, ...]] = get_args(HoldMode)
 
 # What stands in for the longest answer where none costs anything: a figure for the record, and no bound of money.
 _FREE_LIMIT: Final = 65_536

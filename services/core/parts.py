@@ -25,16 +25,6 @@ _PART: Final = "part:"
 _WINDOW: Final = "window:"
 
 
-def budget_of(reservation_id: str) -> str:
-    """The part's budget, by the reservation that holds it."""
-    return BUDGET_PREFIX + reservation_id.removeprefix(RESERVATION_PREFIX)
-
-
-def reservation_of(budget_id: str) -> str:
-    """The reservation that holds a part, by the part's budget."""
-    return RESERVATION_PREFIX + budget_id.removeprefix(BUDGET_PREFIX)
-
-
 def key_of(budget_id: str) -> str:
     """The id of the key that spends a part, by the part's budget."""
     return _KEY_PREFIX + budget_id

@@ -4,7 +4,7 @@ Every method may raise `Unavailable` (or a subclass): the outside system did not
 and the call may be repeated.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -261,44 +261,6 @@ class Directory(Protocol):
 
     async def beat(self) -> None:
         """Says that control is there, and that all it has is published."""
-
-
-# ---- the vendors ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class VendorRequest:
-    """A request to a vendor, body complete. `timeout_s` bounds connecting and each wait for bytes."""
-
-    method: str
-    url: str
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-    timeout_s: float
-
-
-class VendorResponse(Protocol):
-    """A vendor's answer. Bytes are as sent on the wire: never decoded."""
-
-    status: int
-    headers: Sequence[tuple[bytes, bytes]]
-
-    def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body as it arrives. Raises `UnavailableError` when the vendor breaks off."""
-
-    async def close(self) -> None:
-        """Lets go of the connection, read to its end or not."""
-
-
-class VendorTransport(Protocol):
-    """How the gateway reaches vendors. Raises `UnavailableError` when no answer began: `NotSentError` when the request
-    never left, as `TimedOutError` when the vendor took too long."""
-
-    async def send(self, request: VendorRequest) -> VendorResponse:
-        """The answer's head; its body follows by `chunks`."""
-
-    async def close(self) -> None:
-        """Lets go of all connections."""
 
 
 # ---- the outbox -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from services.core.answers import Answers
 from services.core.calibrate import Calibration
 from services.core.jobs import Jobs
 from services.core.matching import Expressions
-from services.core.ports import Directory, HotState, UnavailableError, VendorTransport
+from services.core.ports import Directory, HotState, UnavailableError
+from services.core.vendor_port import VendorTransport
 from services.gateway.admit import Admitter
 from services.gateway.calls import GovernedCalls, Serving
 from services.gateway.connect import Connector, OpenSealed

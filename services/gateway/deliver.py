@@ -9,7 +9,8 @@ from typing import Final
 import structlog
 
 from services.core.events import Outcome
-from services.core.ports import UnavailableError, VendorResponse
+from services.core.ports import UnavailableError
+from services.core.vendor_port import VendorResponse
 from services.gateway.body import Receive, Send
 from services.gateway.extend import CutOffError, GrowingHold, interrupt
 from services.gateway.jobs.addresses import Rewrite

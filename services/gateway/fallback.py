@@ -2,7 +2,8 @@
 
 import contextlib
 
-from services.core.ports import UnavailableError, VendorResponse
+from services.core.ports import UnavailableError
+from services.core.vendor_port import VendorResponse
 from services.gateway.forward import Forwarder, VendorFailedError
 from services.gateway.headers import Headers
 from services.gateway.move import Mover

@@ -8,14 +8,8 @@ from dataclasses import replace
 from typing import Final
 
 from services.core.events import Attempt, AttemptOutcome
-from services.core.ports import (
-    NotSentError,
-    TimedOutError,
-    UnavailableError,
-    VendorRequest,
-    VendorResponse,
-    VendorTransport,
-)
+from services.core.ports import NotSentError, TimedOutError, UnavailableError
+from services.core.vendor_port import VendorRequest, VendorResponse, VendorTransport
 from services.gateway.admit import AdmittedCall
 from services.gateway.headers import Headers
 from services.gateway.observe import Observer

@@ -4,7 +4,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Final
 
-from services.core.ports import UnavailableError, VendorRequest, VendorResponse, VendorTransport
+from services.core.ports import UnavailableError
+from services.core.vendor_port import VendorRequest, VendorResponse, VendorTransport
 from services.gateway.body import Receive, Send, read_body
 from services.gateway.connect import Choice, Connector, Target, own_key
 from services.gateway.forward import PLAIN_ANSWER

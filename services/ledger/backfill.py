@@ -108,19 +108,11 @@ def _facts(org: str, told: Any) -> CallFacts:
     )
 
 
-def query_fields(query: CallQuery) -> dict[str, Any]:
-    """The question as JSON."""
-    return {
-        "before_version": query.before_version,
-        "since_ms": query.since_ms,
-        "grain_ms": query.grain_ms,
-        "budget_ids": list(query.budget_ids),
-        "below": {str(partition): offset for partition, offset in query.below.items()},
-    }
-
-
 def query_of(fields: Mapping[str, Any]) -> CallQuery:
-    """The question of `query_fields`; raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` otherwise."""
+    """The question of `core.backfill.query_fields`.
+
+    Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for anything else.
+    """
     query = CallQuery(
         int(fields["before_version"]),
         int(fields["since_ms"]),

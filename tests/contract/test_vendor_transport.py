@@ -1,4 +1,4 @@
-"""What every `ports.VendorTransport` must do, against a real server: one suite for each implementation."""
+"""What every `vendor_port.VendorTransport` must do, against a real server: one suite for each implementation."""
 
 import asyncio
 import gzip
@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.adapters.http_transport import HttpxTransport
-from services.core.ports import NotSentError, TimedOutError, UnavailableError, VendorRequest, VendorTransport
+from services.core.ports import NotSentError, TimedOutError, UnavailableError
+from services.core.vendor_port import VendorRequest, VendorTransport
 from tests.support.gateway import until
 from tests.support.vendors import Answer, StandInVendor
 

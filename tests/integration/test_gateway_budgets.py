@@ -18,8 +18,8 @@ from services.adapters.valkey_connection import ValkeyConnection
 from services.adapters.valkey_jobs import ValkeyJobs
 from services.core.budgets import EACH, Budget
 from services.core.events import HoldResized, Reservation
-from services.core.ports import VendorRequest
 from services.core.snapshot import Connection, Overrides, RouteRule, Target
+from services.core.vendor_port import VendorRequest
 from services.core.windows import SessionWindow
 from services.gateway import forward
 from services.gateway.assemble import Ports

@@ -20,8 +20,9 @@ from services.core.budgets import propose
 from services.core.codec import decode
 from services.core.fold import step_of
 from services.core.hotstate import Applied
-from services.core.ports import TopicPartition, UnavailableError, VendorRequest
+from services.core.ports import TopicPartition, UnavailableError
 from services.core.snapshot import RouteRule
+from services.core.vendor_port import VendorRequest
 from services.gateway.assemble import Assembly, Ports, assemble
 from tests.support.asgi import Client, request
 from tests.support.gateway import (

@@ -12,7 +12,7 @@ from ulid import ULID
 from services.adapters.clickhouse import ClickHouse
 from services.adapters.ledger_http import HttpLedgerView, _call_sum
 from services.adapters.memory import MemoryDirectory, MemoryHotState, MemoryStore
-from services.core.backfill import CallQuery, CallSum, ImpliedBudgets, admitted_at_ms
+from services.core.backfill import CallQuery, CallSum, ImpliedBudgets, admitted_at_ms, query_fields
 from services.core.budgets import EACH, Budget, Charge
 from services.core.codec import to_message
 from services.core.events import CallFacts, Expiry, Match, Settlement, Stamped
@@ -21,7 +21,7 @@ from services.core.identity import Identity
 from services.core.ports import Outgoing
 from services.core.windows import CalendarWindow, RollingWindow
 from services.ledger.auth import Gate
-from services.ledger.backfill import call_sums, calls_fields, query_fields, query_of
+from services.ledger.backfill import call_sums, calls_fields, query_of
 from services.ledger.reconcile import Reconciler
 from services.ledger.routes import Context, build_api
 from tests.support import call_sums as model

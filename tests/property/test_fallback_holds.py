@@ -17,8 +17,9 @@ from services.core import fold
 from services.core.codec import decode
 from services.core.events import HoldResized, Reservation, Settlement
 from services.core.money import format_usd
-from services.core.ports import NotSentError, TimedOutError, VendorRequest
+from services.core.ports import NotSentError, TimedOutError
 from services.core.snapshot import Connection, Overrides, RouteRule, Target
+from services.core.vendor_port import VendorRequest
 from services.gateway import forward
 from tests.support.gateway import ScriptedAnswer, World, chat, world
 

@@ -26,7 +26,7 @@ Action = Callable[[], Awaitable[None]]
 
 @dataclass
 class Acting:
-    """`ports.VendorResponse` that sends bytes and, between them, lets other things happen."""
+    """`vendor_port.VendorResponse` that sends bytes and, between them, lets other things happen."""
 
     pieces: Sequence[bytes | Action]
     status: int = 200

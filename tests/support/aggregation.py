@@ -119,7 +119,7 @@ class Parts:
             log, hot, self.fences, self.rebuilder, self.told, self.patience, self.configs, self.thresholds
         )
         self.backfiller = Backfiller(
-            *(hot, ledger, directory, self.configs, self.folder, self.rebuilder, self.thresholds),
+            *(hot, ledger, self.configs, self.folder, self.rebuilder, self.thresholds),
             *(self.places, self.told, self.patience, new_id),
         )
         self.reaper = Reaper(log, hot, directory, self.told)

@@ -1,7 +1,7 @@
 """A gateway in this process, on ports of the test's choice, and an org for it to serve.
 
-`PublishedOrg` does what control does, `ScriptedVendor` stands in for the vendors' side of `ports.VendorTransport`, and
-`serving` puts a gateway behind a real HTTP server on a free port.
+`PublishedOrg` does what control does, `ScriptedVendor` stands in for the vendors (`vendor_port.VendorTransport`),
+and `serving` puts a gateway behind a real HTTP server on a free port.
 """
 
 import asyncio
@@ -29,8 +29,9 @@ from services.core.events import Event, Settlement
 from services.core.hotstate import OrgImage
 from services.core.identity import KEY_PREFIX, KeyRecord, hash_key
 from services.core.money import parse_usd
-from services.core.ports import Directory, HotState, OutboxEvent, UnavailableError, VendorRequest
+from services.core.ports import Directory, HotState, OutboxEvent, UnavailableError
 from services.core.snapshot import Connection, Snapshot, encode_snapshot
+from services.core.vendor_port import VendorRequest
 from services.core.windows import CalendarWindow, Window
 from services.gateway.assemble import Assembly, Options, Ports, assemble
 from services.gateway.routes import Gateway
@@ -165,7 +166,7 @@ class RefusingOutbox:
 
 @dataclass
 class ScriptedAnswer:
-    """`ports.VendorResponse` that plays `pieces`: bytes are sent, an exception is raised, an event is waited for."""
+    """`vendor_port.VendorResponse` that plays `pieces`: bytes are sent, exceptions raised, events waited for."""
 
     pieces: Sequence[bytes | Exception | asyncio.Event]
     status: int = 200
@@ -187,7 +188,7 @@ class ScriptedAnswer:
 
 @dataclass
 class ScriptedVendor:
-    """`ports.VendorTransport` that plays `script` in order; an exception is raised instead of an answer."""
+    """`vendor_port.VendorTransport` that plays `script` in order; an exception is raised instead of an answer."""
 
     script: deque[ScriptedAnswer | Exception] = field(default_factory=deque)
     requests: list[VendorRequest] = field(default_factory=list)

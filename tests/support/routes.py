@@ -11,8 +11,8 @@ import orjson
 
 from services.core.catalog import catalog_version
 from services.core.components import COMPONENTS
-from services.core.ports import VendorRequest
 from services.core.snapshot import Connection
+from services.core.vendor_port import VendorRequest
 from services.gateway.vendors import Dialect, Route
 from services.gateway.vendors.registry import DIALECTS, all_routes
 from tests.support.audio import wave
@@ -159,7 +159,7 @@ def full_catalog(nano_per_unit: int = 1_000_000) -> tuple[str, bytes]:
 
 @dataclass
 class WatchingVendor:
-    """`ports.VendorTransport` that answers anything, and notes for each request what was held and on record then."""
+    """`vendor_port.VendorTransport` that answers anything, and notes of each request what was held and on record."""
 
     there: Callable[[], World]
     seen: list[tuple[VendorRequest, int, int]] = field(default_factory=list)

@@ -6,7 +6,7 @@ from services.core.budgets import Standing
 from services.core.events import CallFacts
 from services.core.hotstate import WINDOW_GRACE_MS
 from services.core.identity import Identity
-from services.core.parts import ROUTE, VENDOR, budget_of, part_flags, part_of, reservation_of, spent_by
+from services.core.parts import ROUTE, VENDOR, part_flags, part_of, spent_by
 from services.core.windows import CalendarSpan
 
 END_MS = 9_000_000
@@ -24,7 +24,6 @@ def test_the_facts_of_its_reservation_tell_where_its_figures_are() -> None:
     assert part is not None
     assert (part.budget_id, part.span) == ("sub_1", SPAN)
     assert part_of(facts("chat")) is None
-    assert (budget_of("dlg_1"), reservation_of("sub_1")) == ("sub_1", "dlg_1")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from services.core.budgets import Budget
-from services.core.ports import VendorRequest
 from services.core.snapshot import Overrides, RouteRule, Target
+from services.core.vendor_port import VendorRequest
 from services.core.windows import SessionWindow
 from services.gateway import forward
 from tests.support.asgi import Client, Message, request, scope_of

@@ -14,8 +14,9 @@ from services.adapters.outbox import SqliteOutbox
 from services.core.events import HoldResized, Reservation, Settlement
 from services.core.hotstate import HoldRequest, ReserveAnswer
 from services.core.money import format_usd
-from services.core.ports import NotSentError, TimedOutError, UnavailableError, VendorRequest
+from services.core.ports import NotSentError, TimedOutError, UnavailableError
 from services.core.snapshot import Connection, Overrides, RouteRule, Target
+from services.core.vendor_port import VendorRequest
 from services.gateway import forward
 from tests.support.asgi import Client, request
 from tests.support.gateway import (

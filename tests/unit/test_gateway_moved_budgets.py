@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from services.core.budgets import EACH
-from services.core.ports import VendorRequest
 from services.core.snapshot import RouteRule
 from services.core.snapshot import Target as FallbackTarget
+from services.core.vendor_port import VendorRequest
 from services.gateway import forward
 from services.gateway.admit import AdmittedCall
 from services.gateway.move import Mover

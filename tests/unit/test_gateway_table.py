@@ -6,8 +6,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from services.core.ports import VendorRequest
 from services.core.snapshot import Connection
+from services.core.vendor_port import VendorRequest
 from services.gateway.table import RouteTable, path_below, spelled
 from services.gateway.vendors import Dialect, Route
 from services.gateway.vendors.registry import DIALECTS, all_routes

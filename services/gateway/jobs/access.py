@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import orjson
 
-from services.core.ports import UnavailableError, VendorRequest, VendorResponse, VendorTransport
+from services.core.ports import UnavailableError
+from services.core.vendor_port import VendorRequest, VendorResponse, VendorTransport
 from services.gateway.connect import Target
 from services.gateway.forward import PLAIN_ANSWER
 from services.gateway.meter import Decoder

@@ -9,9 +9,10 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from services.core.ports import UnavailableError, VendorResponse
+from services.core.ports import UnavailableError
 from services.core.usage.openai_responses import ResponsesShape
 from services.core.usage.reading import StreamReader
+from services.core.vendor_port import VendorResponse
 from services.gateway.body import Receive, Send
 from services.gateway.connect import Choice, Target
 from services.gateway.free import FreeCalls

@@ -46,7 +46,7 @@ class Outcome:
         return self.statuses.total()
 
 
-async def play(made: Arena, rounds: int, seed: int, *, calls: int = CALLS, each_judged: int = 5) -> Outcome:
+async def play(made: Arena, rounds: int, seed: int, *, calls: int = CALLS, each_judged: int = 20) -> Outcome:
     """Plays rounds and judges; raises `AssertionError` where the books do not agree."""
     rng = random.Random(seed)
     log = KafkaLog(made.kafka.bootstrap)

@@ -5,7 +5,8 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from random import Random
 
-from services.core.ports import NotSentError, TimedOutError, UnavailableError, VendorRequest
+from services.core.ports import NotSentError, TimedOutError, UnavailableError
+from services.core.vendor_port import VendorRequest
 from tests.support import openai_answers
 from tests.support.simulation.loop import Process
 from tests.support.simulation.network import Network, alive
@@ -15,7 +16,7 @@ EVENTS = ((b"content-type", b"text/event-stream"),)
 
 
 class SimAnswer:
-    """`ports.VendorResponse`: pieces, each after a while; it may break off."""
+    """`vendor_port.VendorResponse`: pieces, each after a while; it may break off."""
 
     def __init__(self, status: int, pieces: Sequence[bytes], pauses_s: Sequence[float], breaks: bool) -> None:
         self.status = status
@@ -36,7 +37,7 @@ class SimAnswer:
 
 
 class SimVendor:
-    """`ports.VendorTransport` of one process. `moods` are the chances in a hundred of each kind of failure."""
+    """`vendor_port.VendorTransport` of one process. `moods` are the chances in a hundred of each kind of failure."""
 
     def __init__(self, process: Process, network: Network, rng: Random, hold_ms: int, moods: dict[str, int]) -> None:
         self._process = process

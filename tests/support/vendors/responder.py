@@ -2,6 +2,7 @@
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ class BadRequestError(Exception):
     """The request is not what the vendor documents; the text is what the vendor would say."""
 
 
-class Responder:
+class Responder(ABC):
     """Answers requests the way a vendor does. Made anew for each server: files, batches and the like are kept in it.
 
     `accepts` is the one good credential, or None for any. Without `demands` none is needed (a local server).
@@ -24,13 +25,13 @@ class Responder:
         self.accepts: str | None = None
         self.demands = True
 
+    @abstractmethod
     def routes(self) -> Sequence[tuple[str, str, Handler]]:
         """Method, pattern of the path's end, and what answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def failure(self, status: int, message: str | None = None) -> Answer:
         """The vendor's error of a status."""
-        raise NotImplementedError
 
     @staticmethod
     def credential(request: Received) -> str | None:

@@ -13,6 +13,9 @@ from tests.support.vendors.framing import dump
 
 Framing = Literal["length", "chunked", "close"]
 
+# The turns of a loop from accepting a connection to the start of its handler, and some more.
+_TURNS_TO_BEGIN = 8
+
 
 @dataclass(frozen=True)
 class Received:
@@ -150,6 +153,10 @@ class Server:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     async def _close(self) -> None:
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        for _ in range(_TURNS_TO_BEGIN):  # what was just accepted has no handler yet that would close it
+            await asyncio.sleep(0)
         self._server.close()
         for task in self._tasks:
             task.cancel()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,9 +34,9 @@ class Jobs(Uploads):
             ("POST", r"batches/([^/]+)/cancel", self.cancel_batch),
         )
 
+    @abstractmethod
     def answer_line(self, url: str, body: dict[str, Any]) -> tuple[int, Any]:
         """The answer of one line of a batch: status and body."""
-        raise NotImplementedError
 
     def keep_response(self, whole: dict[str, Any]) -> None:
         """Keeps a response; one in the background begins as queued."""
