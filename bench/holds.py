@@ -78,7 +78,7 @@ async def followed(meter: Meter, chunks: int) -> int:
 
 def looked_after(calls: int) -> tuple[int, int]:
     """Nanoseconds to begin and end looking after one call, and of one sweep over so many."""
-    holds = LiveHolds(cast(Any, None), cast(Any, None), cast(Any, None))
+    holds = LiveHolds(cast(Any, None), cast(Any, None), cast(Any, None), cast(Any, None))
     call = a_call("strict")
     begun = time.process_time_ns()
     for _ in range(calls):
