@@ -13,6 +13,7 @@ from services.core.hotstate import (
     FoldStep,
     HoldRequest,
     Marks,
+    OpenHold,
     OrgImage,
     OrgState,
     ReserveAnswer,
@@ -87,13 +88,26 @@ class MemoryHotState:
         fences = {(each.topic, each.partition): state.fences.get((each.topic, each.partition), 0) for each in places}
         return Marks(state.marks, dict(state.filled), fences)
 
-    async def filled(self, org: str) -> Mapping[str, int]:
+    async def filled(self, org: str, budget_ids: Sequence[str]) -> Mapping[str, int] | None:
         """See the port."""
-        return dict(self.store.state(org).filled)
+        state = self.store.state(org)
+        if state.epoch is None:
+            return None
+        return {each: state.filled[each] for each in budget_ids if each in state.filled}
 
     async def backfill(self, org: str, fill: Backfill) -> bool:
         """See the port."""
         return fold.backfill(self.store.state(org), fill, self._clock())
+
+    async def open_holds(self, org: str, names: Sequence[str] | None = None) -> Mapping[str, OpenHold]:
+        """See the port."""
+        holds = self.store.state(org).holds
+        known = ((name, holds[name]) for name in (list(holds) if names is None else names) if name in holds)
+        return {
+            name: OpenHold(hold.charges, hold.context, hold.admitted_at_ms, hold.changed_at_ms, hold.implied)
+            for name, hold in known
+            if hold.phase == "held"
+        }
 
     async def crossed(self, org: str, slots: Sequence[tuple[str, str]]) -> Sequence[frozenset[int]]:
         """See the port."""
@@ -217,6 +231,7 @@ class MemoryDirectory:
         keys: Mapping[str, KeyRecord],
         revoked: Sequence[str],
         *,
+        forgotten: Sequence[str] = (),
         announce: bool = True,
     ) -> bool:
         """See the port."""
@@ -229,6 +244,8 @@ class MemoryDirectory:
             known_version, _ = self.store.keys.get(key_hash, (0, None))
             if known_version <= version:
                 self.store.keys[key_hash] = (version, record)
+        for key_hash in forgotten:
+            self.store.keys.pop(key_hash, None)
         self.store.published[org] = version
         if announce:
             self.store.generation = max((self.store.generation or 0) + 1, self._clock())
@@ -237,6 +254,13 @@ class MemoryDirectory:
     async def publish_catalog(self, version: str, catalog: bytes) -> None:
         """See the port."""
         self.store.catalogs.setdefault(version, catalog)
+
+    async def keep_catalog(self, version: str) -> bool:
+        """See the port."""
+        return version in self.store.catalogs
+
+    async def let_catalogs_go(self, versions: Sequence[str]) -> None:
+        """See the port. Here they stay: nothing of this store outlives its process."""
 
     async def published_versions(self) -> Mapping[str, int]:
         """See the port."""

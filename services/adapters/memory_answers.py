@@ -19,9 +19,13 @@ class MemoryAnswers:
             self._kept[org, name] = (self._clock() + keep_ms, Answer(request_hash))
         return there
 
-    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> None:
+    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> Answer:
         """See the port."""
+        there = await self.find(org, name)
+        if there is not None and there.status >= answer.status:
+            return there
         self._kept[org, name] = (self._clock() + keep_ms, answer)
+        return answer
 
     async def find(self, org: str, name: str) -> Answer | None:
         """See the port."""

@@ -28,7 +28,6 @@ from services.core.hotstate import (
     Cold,
     DueHold,
     FoldStep,
-    Hold,
     HoldRequest,
     OrgImage,
     Outdated,
@@ -43,6 +42,8 @@ from services.core.windows import parse_span
 MAX_STEPS: Final = 128
 # A withdrawn key's record stays this long, to stop an older publication that is still under way.
 WITHDRAWN_MS: Final = 24 * 3_600_000
+# A catalog outlives its last use by this much: a gateway may still be at a snapshot that names it.
+UNUSED_CATALOG_MS: Final = 30 * 24 * 3_600_000
 _PIPELINED: Final = 1000
 # What control publishes for all orgs has one slot: it is there as a whole, or gone as a whole. No org has such a name.
 _CONTROL: Final = "{@control}:"
@@ -99,8 +100,8 @@ class ValkeyHotState(ValkeyMarks, ValkeyFences):
         charges = parse_charges(text)
         figures = [figures_key(org, each.budget_id, parse_span(each.window)) for each in charges]
         keys = [hold_key, org_key(org, "hx"), *figures]
-        released = await self._run("release", keys, [reservation_id, text, *(each.window for each in charges)])
-        return bool(released)
+        windows = [each.window for each in charges]
+        return bool(await self._run("release", keys, [reservation_id, text, *windows, org_key(org, "")]))
 
     async def apply(
         self,
@@ -169,7 +170,7 @@ class ValkeyHotState(ValkeyMarks, ValkeyFences):
         for (budget_id, window), spent_nano in image.spent_nano.items():
             call.add("spent", call.figures_number(budget_id, window), window, spent_nano)
         for name, hold in image.holds.items():
-            _add_hold(call, name, hold)
+            call.add_hold(name, hold)
         for (topic, partition), next_offset in image.fences.items():
             call.add("fence", call.number(f"f:{topic}:{partition}"), next_offset)
         for (topic, partition, producer), sequence in lasting_producers(image.producers).items():
@@ -229,7 +230,7 @@ class ValkeyHotState(ValkeyMarks, ValkeyFences):
             call.add(step.context, step.expires_at_ms, step.time_ms, call.number(f"h:{step.reservation_id}"))
             call.add(charges_json(step.charges))
             call.add_charges(step.charges)
-            call.add_charges(step.implied)
+            call.add_implied(step.implied)
         answer = await self._run("apply", call.keys, call.arguments)
         if answer in ([b"outdated"], [b"behind"]):
             return Outdated() if answer == [b"outdated"] else Behind()
@@ -288,7 +289,7 @@ class ValkeyDirectory:
 
     async def catalog(self, version: str) -> bytes | None:
         """See the port."""
-        body: bytes | None = await self._connection.execute("GET", f"{_CONTROL}catalog:{version}")
+        body: bytes | None = await self._connection.execute("GET", _catalog_key(version))
         return body
 
     async def orgs(self) -> tuple[str, ...]:
@@ -303,6 +304,7 @@ class ValkeyDirectory:
         keys: Mapping[str, KeyRecord],
         revoked: Sequence[str],
         *,
+        forgotten: Sequence[str] = (),
         announce: bool = True,
     ) -> bool:
         """See the port. Cut short at any point, it is made whole by publishing again; gateways look when it is done."""
@@ -314,6 +316,8 @@ class ValkeyDirectory:
         for first in range(0, len(bodies), _PIPELINED):
             some = bodies[first : first + _PIPELINED]
             await asyncio.gather(*(self._publish(key_key(name), version, body) for name, body in some))
+        for first in range(0, len(forgotten), _PIPELINED):
+            await self._connection.execute("UNLINK", *map(key_key, forgotten[first : first + _PIPELINED]))
         # In one write, so that no gateway looks in between; what is cut off after the first is published again.
         announcement = ("EVAL", self._scripts["announce"].source, 1, _GENERATION)
         await self._connection.execute_all([*([announcement] if announce else []), ("HSET", _ORGS, org, version)])
@@ -321,7 +325,20 @@ class ValkeyDirectory:
 
     async def publish_catalog(self, version: str, catalog: bytes) -> None:
         """See the port."""
-        await self._connection.execute("SET", f"{_CONTROL}catalog:{version}", catalog, "NX")
+        await self._connection.execute("SET", _catalog_key(version), catalog, "NX")
+
+    async def keep_catalog(self, version: str) -> bool:
+        """See the port."""
+        key = _catalog_key(version)
+        # In this order: what is there after it was made to stay, stays.
+        _, is_there = await self._connection.execute_all([("PERSIST", key), ("EXISTS", key)])
+        return bool(is_there)
+
+    async def let_catalogs_go(self, versions: Sequence[str]) -> None:
+        """See the port."""
+        await self._connection.execute_all(
+            [("PEXPIRE", _catalog_key(version), UNUSED_CATALOG_MS, "NX") for version in versions]
+        )
 
     async def published_versions(self) -> Mapping[str, int]:
         """See the port."""
@@ -350,15 +367,8 @@ def key_key(key_hash: str) -> str:
     return f"{_CONTROL}key:{key_hash}"
 
 
-def _add_hold(call: Call, name: str, hold: Hold) -> None:
-    call.add(hold.phase, call.number(f"h:{name}"), hold.resized_at_ms, hold.option)
-    charges = charges_json(hold.charges)
-    if hold.phase == "held":
-        call.add(name, hold.amount_nano, charges, hold.context, hold.expires_at_ms, hold.admitted_at_ms)
-        call.add_charges(hold.charges)
-    else:
-        call.add(hold.amount_nano, charges, hold.expires_at_ms, hold.admitted_at_ms)
-        call.add(hold.booked_nano, hold.forget_at_ms or 0)
+def _catalog_key(version: str) -> str:
+    return f"{_CONTROL}catalog:{version}"
 
 
 def _key_body(record: KeyRecord) -> bytes:

@@ -15,6 +15,15 @@ if there and string.sub(there, -string.len(ARGV[1])) == ARGV[1] then
   redis.call('DEL', KEYS[1])
 end
 """
+# Keeps ARGV[1], of status ARGV[3], for ARGV[2] milliseconds, unless one of its status or a higher one is there.
+_FINISH: Final = """#!lua
+local there = redis.call('GET', KEYS[1])
+if there and cjson.decode(there)[2] >= tonumber(ARGV[3]) then
+  return there
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
 _CLAIM_END: Final = encode_answer(Answer("")).removeprefix(b'[""')
 
 
@@ -30,9 +39,10 @@ class ValkeyAnswers:
         there = await self._connection.execute("SET", _key(org, name), claim, "NX", "GET", "PX", keep_ms)
         return None if there is None else decode_answer(there)
 
-    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> None:
+    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> Answer:
         """See the port."""
-        await self._connection.execute("SET", _key(org, name), encode_answer(answer), "PX", keep_ms)
+        arguments = (encode_answer(answer), keep_ms, answer.status)
+        return decode_answer(await self._connection.execute("EVAL", _FINISH, 1, _key(org, name), *arguments))
 
     async def find(self, org: str, name: str) -> Answer | None:
         """See the port."""

@@ -18,6 +18,7 @@ from services.core.hotstate import (
     SESSION_IDLE_MS,
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
+    Hold,
 )
 from services.core.windows import CalendarSpan, RollingSpan, SessionSpan, Span, parse_span
 
@@ -36,6 +37,8 @@ _NAMES: Final = (
     "forward",
     "backfill",
     "marks",
+    "keys",
+    "silent",
 )
 # The first line has the server refuse a script it has no memory for before it begins, not halfway. The others are the
 # scripts' own copies of core's constants, so that neither twin can drift.
@@ -134,6 +137,24 @@ class Call:
         self.add(len(charges))
         for each in charges:
             self.add(self.figures_number(each.budget_id, each.window), each.window)
+
+    def add_implied(self, charges: Sequence[Charge]) -> None:
+        """Appends implied charges: the same, and then their JSON, where there are any."""
+        self.add_charges(charges)
+        if charges:
+            self.add(charges_json(charges))
+
+    def add_hold(self, name: str, hold: Hold) -> None:
+        """Appends a hold, as ``load.lua`` has it."""
+        self.add(hold.phase, self.number(f"h:{name}"), hold.resized_at_ms, hold.option)
+        charges = charges_json(hold.charges)
+        if hold.phase == "held":
+            self.add(name, hold.amount_nano, charges, hold.context, hold.expires_at_ms, hold.admitted_at_ms)
+            self.add_charges(hold.charges)
+            self.add_implied(hold.implied)
+        else:
+            self.add(hold.amount_nano, charges, hold.expires_at_ms, hold.admitted_at_ms)
+            self.add(hold.booked_nano, hold.forget_at_ms or 0)
 
     def _declare(self, key: str) -> int:
         return self._numbers.setdefault(key, len(self._numbers) + 1)

@@ -23,7 +23,9 @@ from services.adapters.topics import load_topics
 from services.adapters.valkey import UnsafeHotStateError, ValkeyDirectory, ValkeyHotState
 from services.adapters.valkey_connect import connect
 from services.adapters.valkey_log import ValkeyLog
+from services.adapters.valkey_upkeep import ValkeyUpkeep
 from services.aggregator.backfill import Backfiller
+from services.aggregator.caretaker import Caretaker
 from services.aggregator.configs import Configs
 from services.aggregator.fences import Fences
 from services.aggregator.folder import Folder
@@ -42,6 +44,7 @@ _log = structlog.get_logger("farthing.aggregator")
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
 TRIM_INTERVAL_S: Final = 60.0
 LOOK_AGAIN_S: Final = 1.0
+UPKEEP_INTERVAL_S: Final = 60.0
 # What is not done by then is left to the next process, which does it again: any end is a safe end.
 STOP_S: Final = 8.0
 
@@ -82,6 +85,7 @@ async def _serve(settings: Settings) -> None:
     folder = Folder(log, hot, fences, rebuilder, observer, patience, configs, thresholds)
     backfiller = Backfiller(hot, ledger, configs, folder, rebuilder, thresholds, places, observer, patience, _new_id)
     reaper = Reaper(log, hot, directory, observer)
+    caretaker = Caretaker(ValkeyUpkeep(connection), hot, directory, configs, patience, _new_id)
     try:
         await patience.until_answered("hot state", hot.check_safe)
     except UnsafeHotStateError as error:
@@ -92,6 +96,7 @@ async def _serve(settings: Settings) -> None:
         patience.every(settings.reap_interval_s, "expiry", reaper.reap),
         patience.every(settings.poll_interval_s, "backfill", backfiller.backfill),
         patience.every(LOOK_AGAIN_S, "thresholds", thresholds.look_again),
+        patience.every(UPKEEP_INTERVAL_S, "upkeep", caretaker.go_round),
     ]
     if isinstance(log, ValkeyLog):
         side_work.append(patience.every(TRIM_INTERVAL_S, "retention", lambda: _trim(log, hot, ledger)))

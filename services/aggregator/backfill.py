@@ -1,11 +1,13 @@
 """Giving new budgets what their windows already hold (BU-8), while the fold goes on.
 
 What a budget has spent is put together as a rebuild would: the ledger's sums, then the log's tail up to where the org
-is folded. It is written in one step that is refused when the org has been folded further meanwhile. From that step on
-every fold has to know that the budget is backfilled (`Marks.token`), and goes on charging what calls imply. So no call
-is left out, and none counts twice, whichever process does what.
+is folded. What it holds is put together from the holds that are open. Both are written in one step that is refused when
+the org has been folded further meanwhile. From that step on every fold has to know that the budget is backfilled
+(`Marks.token`), and goes on with what calls imply. So no call is left out, and none counts twice, whichever process
+does what.
 """
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +23,8 @@ from services.aggregator.rebuild import Rebuilder, Replay, implied_nano
 from services.aggregator.thresholds import Thresholds
 from services.core.events import Settlement
 from services.core.fold import OffsetGapError
-from services.core.hotstate import Backfill
+from services.core.hotstate import Backfill, HeldBackfill
+from services.core.implied import HeldBackfills
 from services.core.ports import HotState, LedgerView, TopicPartition, UnavailableError
 
 _log = structlog.get_logger("farthing.aggregator")
@@ -30,6 +33,7 @@ CHECK_MARKS_S: Final = 30.0
 # The fold is at most this far behind the ledger, or something else is wrong.
 FOLD_PATIENCE_S: Final = 10.0
 PAUSE_S: Final = 0.02
+HELD_AT_ONCE: Final = 128
 _ALARM: Final = "backfill:{0}"
 
 
@@ -56,6 +60,7 @@ class Backfiller:
         self._rebuilder = rebuilder
         self._thresholds = thresholds
         self._places = [each for each in places if each.topic == Settlement.TOPIC]
+        self._all_places = list(places)
         self._observer = observer
         self._patience = patience
         self._new_token = new_token
@@ -109,13 +114,14 @@ class Backfiller:
         now_ms = await self._hot.now_ms()
         known = await self._ledger.org_image(org)
         spent = await implied_nano(self._ledger, org, known, config.pending, now_ms)
-        replay = Replay(known, now_ms, config.pending, spent)
+        replay, held = Replay(known, now_ms, config.pending, spent), HeldBackfills(config.pending)
+        await self._prepare(org, held, config)
         # First while the fold goes on, over all of the tail; then, if it has gone on, over the rest, while it stands.
         standing: contextlib.AbstractAsyncContextManager[object] = contextlib.nullcontext()
         deadline_s = time.monotonic() + FOLD_PATIENCE_S
         while True:
             async with standing:
-                if await self._write(org, replay, config):
+                if await self._write(org, replay, held, config):
                     break
             if time.monotonic() > deadline_s:
                 raise UnavailableError("the fold is behind the ledger")
@@ -124,11 +130,26 @@ class Backfiller:
         self._configs.forget(org)
         _log.info("backfilled", org=org, budgets=len(config.pending.since), took_s=round(time.monotonic() - began_s, 3))
 
-    async def _write(self, org: str, replay: Replay, config: OrgConfig) -> bool:
+    async def _prepare(self, org: str, held: HeldBackfills, config: OrgConfig) -> None:
+        """Has open holds held already, some at a time: no reservation waits for long, and the last step is short."""
+        missing = list((await self._missing(org, held)).items())
+        for first in range(0, len(missing), HELD_AT_ONCE):
+            some = dict(missing[first : first + HELD_AT_ONCE])
+            await self._hot.backfill(org, Backfill({}, {}, config.pending.since, "", holds=some))
+
+    async def _missing(self, org: str, held: HeldBackfills) -> dict[str, HeldBackfill]:
+        holds = list((await self._hot.open_holds(org)).items())
+        missing: dict[str, HeldBackfill] = {}
+        for first in range(0, len(holds), HELD_AT_ONCE):
+            missing |= held.of(dict(holds[first : first + HELD_AT_ONCE]))
+            await asyncio.sleep(0)  # deciding is computing: the fold must have its turn
+        return missing
+
+    async def _write(self, org: str, replay: Replay, held: HeldBackfills, config: OrgConfig) -> bool:
         # In this order: all that a partition's fence has passed is in the org, so the org's own fence, read later, is
         # either beyond it or has nothing of the org between.
         passed = await self._hot.fold_fences(self._places)
-        marks = await self._hot.marks(org, self._places)
+        marks = await self._hot.marks(org, self._all_places)
         again = await self._hot.fold_fences(self._places)
         if any((again[each] or 0) < (passed[each] or 0) for each in self._places):
             return False  # the server has lost its last writes in between: the two are not of one state
@@ -143,7 +164,9 @@ class Backfiller:
         replay.reach(ends)
         spent = {slot: nano for slot, nano in replay.image(ends).spent_nano.items() if pending.has(*slot)}
         gone = tuple(marks.filled.keys() - config.budgets.keys())
-        return await self._hot.backfill(org, Backfill(fences, spent, pending.since, self._new_token(), gone))
+        # A hold that is made or changed from here on has an event that is folded after this, or the fences have moved.
+        holds = await self._missing(org, held)
+        return await self._hot.backfill(org, Backfill(fences, spent, pending.since, self._new_token(), gone, holds))
 
     async def _alarm(self, org: str, text: str | None) -> None:
         name = _ALARM.format(org)

@@ -66,7 +66,8 @@ class Fences:
                 await self.stop_at_gap(
                     place, f"the ledger has offsets below {first} only, but the log begins at {lows[place]}"
                 )
-            await self._move(place, first)
+            # As a first one only: a state from before the wipe may be back by now, with a fence of its own.
+            await self._move(place, first, first)
 
     async def start(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """Where to read each partition from; from now on these are the partitions of this process.

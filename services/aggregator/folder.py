@@ -9,14 +9,16 @@ from services.aggregator.configs import Configs
 from services.aggregator.fences import FenceMovedBackError, Fences
 from services.aggregator.observe import Observer
 from services.aggregator.patience import Patience
-from services.aggregator.rebuild import Rebuilder, with_implied
+from services.aggregator.rebuild import Rebuilder
 from services.aggregator.thresholds import Thresholds
+from services.core.backfill import ImpliedBudgets
 from services.core.codec import decode
 from services.core.codec_fields import UnreadableEventError
 from services.core.dead_letters import dead_letter
-from services.core.events import Event, Settlement
+from services.core.events import Event, HoldResized, Settlement
 from services.core.fold import step_of
 from services.core.hotstate import Applied, ApplyAnswer, Behind, Cold, FoldStep
+from services.core.implied import step_with_implied
 from services.core.ports import EventLog, HotState, Incoming, Outgoing, TopicPartition
 
 _log = structlog.get_logger("farthing.aggregator")
@@ -136,7 +138,7 @@ class Folder:
             await self._apply(org, place, org_steps, next_offset, stood[org])
         if self._thresholds is not None and place.topic == Settlement.TOPIC:
             # Before the fence moves: who is cut off here folds the batch again, and looks again.
-            await self._thresholds.look_at_all()
+            await self._patience.until_answered("thresholds", self._thresholds.look_at_all)
         await self._fences.advance(place, next_offset, tuple(batch.steps))
 
     async def _apply(
@@ -163,8 +165,21 @@ class Folder:
         if self._configs is None:
             return await self._hot.apply(org, place, [step for _, step in events], next_offset, None, above)
         config = await self._configs.of(org)
-        steps = [with_implied(step, event, config.implied) for event, step in events]
+        steps = await self._with_implied(org, events, config.implied)
         answer = await self._hot.apply(org, place, steps, next_offset, config.token, above)
         if self._thresholds is not None and place.topic == Settlement.TOPIC and isinstance(answer, Applied):
             self._thresholds.note(org, (charge for step in steps for charge in (*step.charges, *step.implied)))
         return answer
+
+    async def _with_implied(self, org: str, events: Sequence[EventStep], implied: ImpliedBudgets) -> list[FoldStep]:
+        """The steps with what they imply. When a call was admitted is for its hold to say, where its event does not."""
+        admitted_ms = {step.reservation_id: step.time_ms for _, step in events if step.kind == "restore"}
+        asked = [
+            step.reservation_id
+            for event, step in events
+            if isinstance(event, HoldResized) and event.facts.config_version < implied.horizon
+        ]
+        if unknown := [name for name in asked if name not in admitted_ms]:
+            holds = await self._hot.open_holds(org, unknown)
+            admitted_ms |= {name: hold.admitted_at_ms for name, hold in holds.items()}
+        return [step_with_implied(step, event, implied, admitted_ms.get(step.reservation_id)) for event, step in events]

@@ -17,9 +17,10 @@ from services.core.backfill import ImpliedBudgets
 from services.core.budgets import Charge
 from services.core.codec import decode
 from services.core.codec_fields import UnreadableEventError
-from services.core.events import Event, Expiry, Settlement
+from services.core.events import Event, Settlement
 from services.core.fold import apply, image_of, load, step_of
 from services.core.hotstate import FoldStep, OrgImage, OrgState
+from services.core.implied import holds_with_implied, step_with_implied
 from services.core.ports import (
     Directory,
     EventLog,
@@ -61,11 +62,18 @@ class Replay:
         for slot, nano in (implied_nano or {}).items():
             spent_nano[slot] = spent_nano.get(slot, 0) + nano
         fences = {(place.topic, place.partition): offset for place, offset in known.next_offsets.items()}
-        load(self._state, replace(known.image, spent_nano=spent_nano, fences=fences), "rebuilding", now_ms)
+        holds = holds_with_implied(known.image.holds, self.implied)
+        image = replace(known.image, spent_nano=spent_nano, holds=holds, fences=fences)
+        load(self._state, image, "rebuilding", now_ms)
 
     def start(self, place: TopicPartition) -> int:
         """The first offset of a partition that is not in it yet."""
         return self._next.get(place, 0)
+
+    def with_implied(self, step: FoldStep, event: Event) -> FoldStep:
+        """An event's step with the charges it implies."""
+        hold = self._state.holds.get(step.reservation_id)
+        return step_with_implied(step, event, self.implied, None if hold is None else hold.admitted_at_ms)
 
     def fold(self, place: TopicPartition, step: FoldStep) -> None:
         """Folds one event of the tail, with what it implies; one that the ledger had is skipped."""
@@ -81,14 +89,6 @@ class Replay:
         """Everything folded, as of `ends` (exclusive) of every partition."""
         fences = {(place.topic, place.partition): end for place, end in ends.items()}
         return replace(image_of(self._state), fences=fences, filled=self.implied.since)
-
-
-def with_implied(step: FoldStep, event: Event, implied: ImpliedBudgets) -> FoldStep:
-    """An event's step with the charges it implies: those of endings alone."""
-    if not isinstance(event, Settlement | Expiry):
-        return step
-    charges = implied.charges_of(event)
-    return replace(step, implied=charges) if charges else step
 
 
 async def implied_nano(
@@ -234,4 +234,4 @@ def _fold_message(replays: Mapping[str, Replay], message: Incoming) -> None:
     replay = replays.get(stamped.event.facts.identity.org)
     step = step_of(stamped, message.offset)
     if replay is not None and step is not None:
-        replay.fold(message.place, with_implied(step, stamped.event, replay.implied))
+        replay.fold(message.place, replay.with_implied(step, stamped.event))

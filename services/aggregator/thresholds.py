@@ -29,11 +29,15 @@ MAX_KNOWN: Final = 200_000
 Noted = dict[str, dict[Slot, Charge]]
 
 
+class _NotPublishedError(UnavailableError):
+    """The log did not take what was to be told."""
+
+
 class Thresholds:
     """Looks at what a budget has spent whenever a batch has changed it.
 
-    It publishes first and marks afterwards, and never holds the fold up for long: what can't be looked at or published
-    now is looked at again by `look_again`.
+    It publishes first and marks afterwards. The fold waits until the hot state has answered, without which it could not
+    go on anyhow, and never for the log: what can't be published now is looked at again by `look_again`.
     """
 
     def __init__(self, log: EventLog, hot: HotState, configs: Configs) -> None:
@@ -60,9 +64,18 @@ class Thresholds:
         self._rebuilt.add(org)
 
     async def look_at_all(self) -> None:
-        """Tells what the noted changes have crossed. What fails is left to `look_again`."""
-        noted, self._changed = self._changed, {}
-        await self._look_at(noted)
+        """Tells what the noted changes have crossed. What can't be published is left to `look_again`.
+
+        Raises `UnavailableError` when the hot state does not answer: the changes stay noted, to be looked at when this
+        is called again. Of a window that is over, or a session, nobody would know any more once the process has died.
+        """
+        while self._changed:
+            org, changed = next(iter(self._changed.items()))
+            try:
+                await self._look(org, tuple(changed.values()))
+            except _NotPublishedError as error:
+                self._put_off(org, changed.values(), error)
+            del self._changed[org]
 
     async def look_again(self) -> None:
         """Looks at what failed before, and at rings that have told something: their spend falls without an event."""
@@ -91,8 +104,11 @@ class Thresholds:
             try:
                 await self._look(org, tuple(changed.values()))
             except UnavailableError as error:
-                _log.warning("thresholds_wait", org=org, reason=str(error))
-                _add(self._later, org, changed.values())
+                self._put_off(org, changed.values(), error)
+
+    def _put_off(self, org: str, charges: Iterable[Charge], error: UnavailableError) -> None:
+        _log.warning("thresholds_wait", org=org, reason=str(error))
+        _add(self._later, org, charges)
 
     async def look_at_current(self, org: str) -> None:
         """Looks at the present window of every budget, as after a change of limits. Raises `UnavailableError`.
@@ -170,10 +186,16 @@ class Thresholds:
                 for percent in sorted(fresh)
             ]
             if events:
-                await self._event_log.publish([alert_message(each) for each in events])
+                await self._publish(events)
             told = left | fresh
             await self._hot.set_crossed(org, slot, sorted(told), forget_at_ms(span, now_ms))
         self._remember(name, charge, told, is_ring)
+
+    async def _publish(self, events: Sequence[ThresholdCrossed]) -> None:
+        try:
+            await self._event_log.publish([alert_message(each) for each in events])
+        except UnavailableError as error:
+            raise _NotPublishedError(str(error)) from error
 
     def _remember(self, name: tuple[str, Slot], charge: Charge, told: frozenset[int], is_ring: bool) -> None:
         if len(self._told) >= MAX_KNOWN:

@@ -18,7 +18,7 @@ CLAIM_MS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request was answered. `status` is 0 while it is only claimed; `body` is the answer's JSON.
+    """What a request was answered. `status` is 0 while it is only claimed, and rises; `body` is the answer's JSON.
 
     `request_hash` tells the request, so that another one under the same name is noticed.
     """
@@ -37,8 +37,12 @@ class Answers(Protocol):
         Raises `UnavailableError`.
         """
 
-    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> None:
-        """Keeps an answer under a name that was claimed. Raises `UnavailableError`."""
+    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> Answer:
+        """Keeps an answer under a name that was claimed, and says what is kept there now. Raises `UnavailableError`.
+
+        It gives way to one of a higher status alone: a try that was given up may still come to its end, and must not
+        take the place of what was told since.
+        """
 
     async def find(self, org: str, name: str) -> Answer | None:
         """What is kept under a name. Raises `UnavailableError`."""

@@ -2,20 +2,28 @@
 
 A call carries a charge for every budget of the configuration it was admitted under. A budget that is new, or has
 another window, since configuration `Budget.since_version` is charged by the calls of earlier configurations as well,
-as if it had always been there: their charge is *implied*. It is decided from an ending's own facts, in the span that
-held the instant of its admission, so that everyone who decides it decides the same: the backfill for what is folded
-already, the fold for what comes later, and a rebuild for all of it.
+as if it had always been there: their charge is *implied*. It is decided from an event's own facts, in the span that
+held the instant of the call's admission, so that everyone who decides it decides the same: the backfill for what is
+folded already, the fold for what comes later, and a rebuild for all of it.
+
+While a call is under way its hold is held against what it implies, by its facts as they are then. Its ending alone
+says what is spent.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any, Final
 
 from services.core.budgets import Budget, Charge
-from services.core.events import CallFacts, Expiry, Settlement
-from services.core.hotstate import CLOCK_MARGIN_MS, SESSION_IDLE_MS, WINDOW_GRACE_MS, is_forgotten
+from services.core.events import CallFacts, Event, Expiry, HoldResized, Reservation, Settlement
+from services.core.hotstate import (
+    CLOCK_MARGIN_MS,
+    SESSION_IDLE_MS,
+    WINDOW_GRACE_MS,
+    is_forgotten,
+)
 from services.core.matching import (
     Applicable,
     BudgetIndex,
@@ -115,14 +123,15 @@ class ImpliedBudgets:
     def charges(self, facts: CallFacts, admitted_at_ms: int, charged: Collection[BudgetWindow]) -> tuple[Charge, ...]:
         """The implied charges of a call that was admitted at that instant and says `charged`.
 
-        A call that names no session is in no window of one. The end of a part (`core.parts`) is no call: what it tells
-        the cost of are calls, which are charged themselves.
+        A call that names no session is in no window of one. What was charged to a budget in the window that it had
+        then is charged to it in its present one, whether it matches or was charged as a child's. The end of a part
+        (`core.parts`) is no call: what it tells the cost of are calls, which are charged themselves.
         """
         if facts.config_version >= self.horizon or facts.route == PART_ROUTE:
             return ()
         found = []
         session = facts.identity.session
-        for each in self._matching(facts):
+        for each in (*(matching := self._matching(facts)), *self._charged_before(charged, matching)):
             window = each.budget.window
             if facts.config_version >= each.budget.since_version or (
                 session is None and isinstance(window, SessionWindow)
@@ -132,12 +141,23 @@ class ImpliedBudgets:
                 found.append(Charge(each.budget_id, each.scope, span_at(window, admitted_at_ms, session).key()))
         return tuple(found)
 
-    def charges_of(self, event: Settlement | Expiry) -> tuple[Charge, ...]:
-        """The implied charges of an ending."""
-        if event.facts.config_version >= self.horizon:
+    def charges_of(self, event: Event, admitted: int | None = None) -> tuple[Charge, ...]:
+        """The implied charges of an event. `admitted` is when the call was, for a change of a hold, which does not say.
+
+        Such a change of a hold that nobody knows (None) implies nothing, and neither does a denial.
+        """
+        match event:
+            case Settlement() | Expiry():
+                at_ms: int | None = admitted_at_ms(event)
+            case Reservation():
+                at_ms = event.time_ms
+            case HoldResized():
+                at_ms = admitted
+            case _:
+                return ()
+        if at_ms is None or event.facts.config_version >= self.horizon:
             return ()
-        charged = {(each.budget_id, each.window) for each in event.charges}
-        return self.charges(event.facts, admitted_at_ms(event), charged)
+        return self.charges(event.facts, at_ms, {(each.budget_id, each.window) for each in event.charges})
 
     def spent_nano(self, query: CallQuery, sums: Iterable[CallSum], now_ms: int) -> dict[BudgetWindow, int]:
         """What the calls that answer `query` have spent by implied charges to its budgets.
@@ -176,7 +196,15 @@ class ImpliedBudgets:
         budget = self._budgets.get(budget_id.partition("@")[0])
         return budget is not None and is_span_of(budget, parse_span(window))
 
-    def _matching(self, facts: CallFacts) -> Iterable[Applicable]:
+    def _charged_before(self, charged: Iterable[BudgetWindow], matching: Sequence[Applicable]) -> Iterable[Applicable]:
+        """Those that a call is charged to and does not match: it was a child's, and its parent's window was another."""
+        known = {each.budget_id for each in matching}
+        for budget_id in dict.fromkeys(budget_id for budget_id, _ in charged):
+            budget = self._budgets.get(budget_id)
+            if budget is not None and budget_id not in known:
+                yield Applicable(budget, budget_id, budget.scope)
+
+    def _matching(self, facts: CallFacts) -> Sequence[Applicable]:
         try:
             return self._index.matching(facts).applicable
         except TooManyBudgetsError:

@@ -93,7 +93,8 @@ def apply(
             continue
         if not step.producer.startswith(EXPIRY_PRODUCER):
             state.producers[producer] = step.sequence
-        before = _ending_of(state, step) if step.implied else None
+            state.silent.pop(producer, None)
+        before = _ending_of(state, step) if step.implied and step.kind in ("settle", "expire") else None
         _apply_step(state, step, now_ms)
         if before is not None:
             _apply_implied(state, step, *before, now_ms)
@@ -121,7 +122,7 @@ def load(state: OrgState, image: OrgImage, epoch: str, now_ms: int) -> bool:
             if hold.forget_at_ms is None:
                 hold.forget_at_ms = _forget_at_ms(hold.charges, hold.phase == "expired", now_ms)
     state.fences = dict(image.fences)
-    state.producers = lasting_producers(image.producers)
+    state.producers, state.silent = lasting_producers(image.producers), {}
     state.filled = dict(image.filled)
     state.marks = epoch if image.filled else ""
     state.crossed.clear()
@@ -133,14 +134,24 @@ def load(state: OrgState, image: OrgImage, epoch: str, now_ms: int) -> bool:
 def backfill(state: OrgState, fill: Backfill, now_ms: int) -> bool:
     """Sets what the windows of some budgets have spent, and marks these; twin of ``backfill.lua``.
 
-    False, changing nothing, when the org is cold or its fences are others than those that `fill` is as of.
+    False, changing nothing, when the org is cold or its fences are others than those that `fill` is as of; or when it
+    would prepare what is done.
     """
     if state.epoch is None or any(state.fences.get(place, 0) != fence for place, fence in fill.fences.items()):
+        return False
+    if not fill.token and any(state.filled.get(name, 0) >= version for name, version in fill.filled.items()):
         return False
     for (budget_id, window), spent_nano in fill.spent_nano.items():
         charge = Charge(budget_id, "", window)
         _add_spent(state, charge, -_spent_in(state, charge, now_ms), now_ms)
         _add_spent(state, charge, spent_nano, now_ms)
+    for name, held in fill.holds.items():
+        hold = state.holds.get(name)
+        if hold is not None and hold.phase == "held" and hold.changed_at_ms == held.changed_at_ms:
+            others = (each for each in hold.implied if each.budget_id.partition("@")[0] not in fill.filled)
+            _hold_implied(state, hold, (*others, *held.charges), now_ms)
+    if not fill.token:
+        return True
     state.filled |= fill.filled
     for budget_id in fill.gone:
         state.filled.pop(budget_id, None)
@@ -189,8 +200,12 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
             restored = Hold(
                 step.amount_nano, step.charges, step.context, step.expires_at_ms, admitted_at_ms=step.time_ms
             )
+            restored.implied = step.implied
             state.holds[step.reservation_id] = restored
             _start(state, step.reservation_id, restored, now_ms)
+        elif step.implied and hold is not None and hold.phase == "held" and hold.resized_at_ms == 0:
+            # Made by a gateway that did not know of these budgets yet. One that was changed is told of by that event.
+            _hold_implied(state, hold, step.implied, now_ms)
         return
     if step.kind == "resize":
         if hold is not None and hold.phase == "held" and step.time_ms >= hold.resized_at_ms:
@@ -201,7 +216,7 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
     elif hold.phase == "settled" or (hold.phase == "expired" and step.kind == "expire"):
         return
     elif hold.phase == "held":
-        for charge in hold.charges:
+        for charge in (*hold.charges, *hold.implied):
             add_held(state, charge, -hold.amount_nano, now_ms)
         was_claimed = state.due.pop(step.reservation_id, None) != hold.expires_at_ms
     for charge in step.charges:
@@ -213,6 +228,7 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
         hold,
         charges=step.charges,
         context="",
+        implied=(),
         phase="settled" if step.kind == "settle" else "expired",
         booked_nano=step.amount_nano,
         forget_at_ms=_forget_at_ms((*hold.charges, *step.charges), may_end_again, now_ms),
@@ -247,11 +263,11 @@ def _spent_in(state: OrgState, charge: Charge, now_ms: int) -> int:
 
 
 def _resize(state: OrgState, step: FoldStep, hold: Hold, now_ms: int) -> None:
-    for charge in hold.charges:
+    for charge in (*hold.charges, *hold.implied):
         add_held(state, charge, -hold.amount_nano, now_ms)
-    for charge in step.charges:
+    for charge in (*step.charges, *step.implied):
         add_held(state, charge, step.amount_nano, now_ms)
-    hold.charges = step.charges
+    hold.charges, hold.implied = step.charges, step.implied
     hold.amount_nano, hold.context, hold.resized_at_ms = step.amount_nano, step.context, step.time_ms
     if state.due[step.reservation_id] == hold.expires_at_ms:  # else a reaper has it
         hold.expires_at_ms = state.due[step.reservation_id] = step.expires_at_ms
@@ -269,9 +285,17 @@ def _may_be_forgotten(state: OrgState, admitted_at_ms: int, now_ms: int) -> bool
     )
 
 
+def _hold_implied(state: OrgState, hold: Hold, implied: tuple[Charge, ...], now_ms: int) -> None:
+    for charge in hold.implied:
+        add_held(state, charge, -hold.amount_nano, now_ms)
+    for charge in implied:
+        add_held(state, charge, hold.amount_nano, now_ms)
+    hold.implied = implied
+
+
 def _start(state: OrgState, name: str, hold: Hold, now_ms: int) -> None:
     state.due[name] = hold.expires_at_ms
-    for charge in hold.charges:
+    for charge in (*hold.charges, *hold.implied):
         add_held(state, charge, hold.amount_nano, now_ms)
 
 

@@ -43,6 +43,9 @@ class Hold:
     An ended hold keeps all but its context until `forget_at_ms`, so that its reservation id is answered as it was; its
     `charges` are then those that were booked. `resized_at_ms` is when it was last changed, 0 when it never was: what
     the log tells of an earlier change is then known to be past. `option` is the one it was admitted by.
+
+    `implied` are charges of budgets that were made after the call was admitted (`core.backfill`): an open hold is held
+    against them as well. What it is spent on at its end is said by its ending alone; an ended hold has none.
     """
 
     amount_nano: int
@@ -55,6 +58,12 @@ class Hold:
     forget_at_ms: int | None = None
     resized_at_ms: int = 0
     option: int = 0
+    implied: tuple[Charge, ...] = ()
+
+    @property
+    def changed_at_ms(self) -> int:
+        """When it was last changed, or made."""
+        return self.resized_at_ms or self.admitted_at_ms
 
 
 @dataclass(slots=True)
@@ -62,7 +71,8 @@ class Figures:
     """The figures of a window that is no ring.
 
     `forget_at_ms` is when a session's are forgotten: it moves on with each change, and is None while the session holds
-    anything, so that what is held is never forgotten. None for all others.
+    anything, so that what is held is never forgotten. Those for all time have one once their budget is gone
+    (`core.upkeep`). None for all others.
     """
 
     spent_nano: int = 0
@@ -102,7 +112,8 @@ class OrgState:
 
     `loaded_at_ms` is when it was loaded with its epoch; None for a state that was made otherwise. `filled` and `marks`
     are those of `Marks`. `crossed` are the percents already told of each budget's window or ring (`core.alerts`), until
-    `crossed_until_ms` where there is an end to it.
+    `crossed_until_ms` where there is an end to it. `silent` are the days (since 1970) when producers were first seen to
+    have been silent (`core.upkeep`).
     """
 
     epoch: str | None = None
@@ -114,6 +125,7 @@ class OrgState:
     due: dict[str, int] = field(default_factory=dict)
     fences: dict[tuple[str, int], int] = field(default_factory=dict)
     producers: dict[tuple[str, int, str], int] = field(default_factory=dict)
+    silent: dict[tuple[str, int, str], int] = field(default_factory=dict)
     filled: dict[str, int] = field(default_factory=dict)
     marks: str = ""
     crossed: dict[tuple[str, str], set[int]] = field(default_factory=dict)
@@ -204,8 +216,9 @@ class FoldStep:
     unless it was admitted at a `time_ms` since when its hold may have ended in this state and been forgotten.
     ``resize``: an open hold gets another amount, time and charges, unless a later change has come first.
 
-    `implied` are charges that an ending does not carry because its call was admitted before their budgets were made
-    (`core.backfill`): they are spent like the others. All endings of a call imply the same.
+    `implied` are charges that an event does not carry because its call was admitted before their budgets were made
+    (`core.backfill`). Those of an ending are spent like the others; all endings of a call imply the same. Those of a
+    restore or a resize are held: they take the place of what the open hold has of them.
     """
 
     kind: Literal["settle", "expire", "restore", "resize"]
@@ -255,10 +268,35 @@ class Marks:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenHold:
+    """An open hold, as far as its implied charges are decided by it."""
+
+    charges: tuple[Charge, ...]
+    context: str
+    admitted_at_ms: int
+    changed_at_ms: int
+    implied: tuple[Charge, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBackfill:
+    """What an open hold is held against as well, if it was last changed at `changed_at_ms`.
+
+    A change that came later has an event that is still to be folded, and brings its own.
+    """
+
+    changed_at_ms: int
+    charges: tuple[Charge, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Backfill:
     """All that the windows of some budgets have spent, as of the org's `fences`, keyed by (budget id, window key).
 
-    `filled` are the marks to set, `token` their new token; `gone` are the marks of budgets that are no more.
+    `holds` are the open holds that these budgets hold as well, by reservation id: whatever was implied of these
+    budgets before gives way to it. `filled` are the marks to set, `token` their new token; `gone` are the marks of
+    budgets that are no more. Without a token it only prepares: nothing is marked, and nothing is done when one of
+    `filled` is marked already. To hold too much for a while is the safe side.
     """
 
     fences: Mapping[tuple[str, int], int]
@@ -266,6 +304,7 @@ class Backfill:
     filled: Mapping[str, int]
     token: str
     gone: tuple[str, ...] = ()
+    holds: Mapping[str, HeldBackfill] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

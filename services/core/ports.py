@@ -10,7 +10,17 @@ from typing import Any, Protocol
 
 from services.core.backfill import CallQuery, CallSum
 from services.core.budgets import Proposal, Standing
-from services.core.hotstate import ApplyAnswer, Backfill, DueHold, FoldStep, HoldRequest, Marks, OrgImage, ReserveAnswer
+from services.core.hotstate import (
+    ApplyAnswer,
+    Backfill,
+    DueHold,
+    FoldStep,
+    HoldRequest,
+    Marks,
+    OpenHold,
+    OrgImage,
+    ReserveAnswer,
+)
 from services.core.identity import KeyRecord
 
 
@@ -158,11 +168,17 @@ class HotState(Protocol):
     async def marks(self, org: str, places: Sequence[TopicPartition]) -> Marks:
         """Which budgets are backfilled, and the org's own fences of these partitions, as of one instant."""
 
-    async def filled(self, org: str) -> Mapping[str, int]:
-        """The budgets that are backfilled: the `since_version` of each by id. One with a lower one, or none, is not."""
+    async def filled(self, org: str, budget_ids: Sequence[str]) -> Mapping[str, int] | None:
+        """Which of these budgets are backfilled, each with the `Budget.since_version` that it was backfilled for.
+
+        None when the org is cold.
+        """
 
     async def backfill(self, org: str, fill: Backfill) -> bool:
         """`core.fold.backfill`, atomically."""
+
+    async def open_holds(self, org: str, names: Sequence[str] | None = None) -> Mapping[str, OpenHold]:
+        """The open holds of these reservations, or of all; not as of one instant."""
 
     async def crossed(self, org: str, slots: Sequence[tuple[str, str]]) -> Sequence[frozenset[int]]:
         """The thresholds, in percent, that have been told of for each slot (`core.alerts.slot_of`)."""
@@ -245,9 +261,13 @@ class Directory(Protocol):
         keys: Mapping[str, KeyRecord],
         revoked: Sequence[str],
         *,
+        forgotten: Sequence[str] = (),
         announce: bool = True,
     ) -> bool:
         """Publishes an org's snapshot and keys (by hash) unless a newer version is there; false then.
+
+        Of a `revoked` key it is remembered for a while that it is none, so that no older publication, still under way,
+        brings it back. Of a `forgotten` one, revoked so long ago that none can be, nothing is kept.
 
         `announce` lets gateways look. A bare hot state stays bare until then, so when many orgs are published into one,
         announce the last alone: until it is there, a key that is not found may be a live one.
@@ -255,6 +275,12 @@ class Directory(Protocol):
 
     async def publish_catalog(self, version: str, catalog: bytes) -> None:
         """Publishes a price catalog; a version is never published with other bytes."""
+
+    async def keep_catalog(self, version: str) -> bool:
+        """Has a published catalog stay; false when it is not there."""
+
+    async def let_catalogs_go(self, versions: Sequence[str]) -> None:
+        """Has catalogs that no org uses any more go in a month, unless they are kept again."""
 
     async def published_versions(self) -> Mapping[str, int]:
         """The version last published of each org; 0 of one that was, and is to be published again."""

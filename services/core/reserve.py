@@ -100,6 +100,10 @@ def resize(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer 
     The proposals are all that the call is charged to from now on. A span that `is_fixed` is the hold's own and stays;
     any other is decided now. A budget needs room for the new amount, once the old one is out, where it holds more than
     before for this call; without room it does as its rule says. The standings of a refusal are without the old amount.
+    A fixed span that is so long past that its figures are gone (`is_forgotten`) counts as full.
+
+    What the hold is charged to without saying so (`Hold.implied`) holds the new amount as well, with room or without:
+    its limit is not known here. Where a proposal names its budget anew, that proposal takes its place.
     """
     if state.epoch is None:
         return Cold()
@@ -112,17 +116,18 @@ def resize(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer 
         return StaleWindow(state.config_version, now_ms)
     proposals = at_bucket(request.proposals, now_ms, keeps_fixed=True)
     _advance(state, proposals, now_ms)
-    for charge in hold.charges:
+    before, implied = (*hold.charges, *hold.implied), _still_implied(hold, proposals)
+    for charge in before:
         add_held(state, charge, -hold.amount_nano, now_ms)
-    before_nano = {_slot(each.budget_id, parse_span(each.window)): hold.amount_nano for each in hold.charges}
+    before_nano = {_slot(each.budget_id, parse_span(each.window)): hold.amount_nano for each in before}
     kept, lacking = _choose(proposals, _standings(state, proposals, now_ms), request.amount_nano, before_nano)
     if lacking:
         refused = _refused(state, lacking, request.amount_nano, now_ms)
-        for charge in hold.charges:
+        for charge in before:
             add_held(state, charge, hold.amount_nano, now_ms)
         return refused
-    hold.charges = tuple(each.charge() for each in kept)
-    for charge in hold.charges:
+    hold.charges, hold.implied = tuple(each.charge() for each in kept), implied
+    for charge in (*hold.charges, *hold.implied):
         add_held(state, charge, request.amount_nano, now_ms)
     hold.amount_nano, hold.context, hold.resized_at_ms = request.amount_nano, request.context, now_ms
     hold.expires_at_ms = state.due[request.reservation_id] = now_ms + request.hold_ms
@@ -130,11 +135,14 @@ def resize(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer 
 
 
 def release(state: OrgState, reservation_id: str, now_ms: int) -> bool:
-    """Takes back a hold whose reservation was never recorded; false when there is no such hold any more."""
+    """Takes back a hold whose reservation was never recorded; false when there is no such hold any more.
+
+    Nor is there one for it that a reaper has: what its expiry books must stay held until that is spent.
+    """
     hold = state.holds.get(reservation_id)
-    if hold is None or hold.phase != "held":
+    if hold is None or hold.phase != "held" or state.due[reservation_id] != hold.expires_at_ms:
         return False
-    for charge in hold.charges:
+    for charge in (*hold.charges, *hold.implied):
         add_held(state, charge, -hold.amount_nano, now_ms)
     del state.holds[reservation_id], state.due[reservation_id]
     return True
@@ -155,7 +163,10 @@ def claim_due(state: OrgState, now_ms: int, limit: int) -> tuple[DueHold, ...]:
 
 def peek(state: OrgState, proposals: Sequence[Proposal], now_ms: int) -> tuple[Standing, ...] | None:
     """Where each proposal's budget stands at `now_ms`, changing nothing; None when the org is cold."""
-    return None if state.epoch is None else _standings(state, at_bucket(proposals, now_ms), now_ms)
+    if state.epoch is None:
+        return None
+    asked = [replace(each, is_fixed=False) for each in at_bucket(proposals, now_ms)]  # as there is nothing to grow
+    return _standings(state, asked, now_ms)
 
 
 def at_bucket(proposals: Sequence[Proposal], now_ms: int, *, keeps_fixed: bool = False) -> tuple[Proposal, ...]:
@@ -212,7 +223,9 @@ def _turns_at_ms(span: Span, standing: Standing, buckets: Buckets, amount_nano: 
     if standing.limit_nano < amount_nano:
         return None
     if not isinstance(span, RollingSpan):
-        return standing.resets_at_ms
+        # A window that is over already, as that of a hold that is to grow, does not turn again.
+        is_over = standing.resets_at_ms is not None and standing.resets_at_ms <= now_ms
+        return None if is_over else standing.resets_at_ms
     for bucket in sorted(buckets):
         missing_nano -= buckets[bucket]
         if missing_nano <= 0:
@@ -270,6 +283,8 @@ def _standings(state: OrgState, proposals: Sequence[Proposal], now_ms: int) -> t
 
 def _figures(state: OrgState, proposal: Proposal, now_ms: int) -> tuple[int, int]:
     span = proposal.span
+    if proposal.is_fixed and is_forgotten(span, now_ms):
+        return proposal.limit_nano, 0  # what it had spent is gone; it is not known to have room
     if not isinstance(span, RollingSpan):
         figures = figures_of(state, proposal.budget_id, span, now_ms)
         return figures.spent_nano, figures.held_nano
@@ -283,6 +298,15 @@ def _is_stale(span: Span, now_ms: int) -> bool:
 
 def _slot(budget_id: str, span: Span) -> WindowSlot | RingSlot:
     return ring_slot(budget_id, span) if isinstance(span, RollingSpan) else window_slot(budget_id, span)
+
+
+def _still_implied(hold: Hold, proposals: Sequence[Proposal]) -> tuple[Charge, ...]:
+    """The hold's implied charges, but for those of a budget that is proposed in another window than it is held in."""
+    if not hold.implied:
+        return ()
+    held = {_slot(each.budget_id, parse_span(each.window)) for each in hold.charges}
+    anew = {each.budget_id for each in proposals if _slot(each.budget_id, each.span) not in held}
+    return tuple(each for each in hold.implied if each.budget_id not in anew)
 
 
 def _choose(

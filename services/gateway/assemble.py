@@ -116,7 +116,9 @@ def assemble(ports: Ports, options: Options) -> Assembly:
     clock = HotClock()
     prefix = options.header_prefix.lower()
     authenticator = Authenticator(ports.directory, ports.pepper, prefix)
-    snapshots = Snapshots(ports.directory, clock, authenticator.forget, options.poll_interval_s, ports.expressions)
+    snapshots = Snapshots(
+        ports.directory, ports.hot_state, clock, authenticator.forget, options.poll_interval_s, ports.expressions
+    )
     connector = Connector(ports.open_sealed, options.sandbox_url, options.default_vendor, prefix)
     calibration = Calibration()
     admitter = Admitter(

@@ -1,12 +1,14 @@
 """One round trip that holds a call against all of its budgets, by the first of its options that they have room for."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
+from services.core.backfill import is_span_of
 from services.core.budgets import Charge, Proposal
 from services.core.hotstate import MAX_FIGURE, Admitted, Cold, HoldOption, HoldRequest, Refused
 from services.core.matching import BudgetIndex, limit_at
@@ -14,7 +16,7 @@ from services.core.parts import BUDGET_PREFIX
 from services.core.ports import HotState, NotSentError, UnavailableError
 from services.core.windows import parse_span
 from services.gateway.options import CallOption
-from services.gateway.refusal import rebuilding
+from services.gateway.refusal import RefusedError, rebuilding
 from services.gateway.sizing import HoldSize
 from services.gateway.snapshots import HotClock, OrgView, Snapshots
 
@@ -71,6 +73,13 @@ class Holder:
 
         With `fail_open` a spend state that is away or being rebuilt lets the call pass as asked, unheld and flagged.
         """
+        if view.pasts.unknown:
+            try:
+                options = await _with_known_pasts(view, options)
+            except RefusedError:
+                if fail_open:
+                    return self._unheld(options[0], hold_ms)
+                raise
         now_ms = self._clock.now_ms()
         org = view.snapshot.org
         for _ in range(_PROPOSALS):
@@ -130,6 +139,27 @@ class Holder:
             if is_released or answers == _RELEASES:
                 return
         log.warning("hold_not_released", transaction_id=transaction_id, reason="the hot state is away")
+
+
+async def _with_known_pasts(view: OrgView, options: tuple[CallOption, ...]) -> tuple[CallOption, ...]:
+    """The options whose budgets can all be checked by now; a cheaper one's that can't are in no other's way.
+
+    Raises `RefusedError` where those of the call as asked can't.
+    """
+    first, *cheaper = options
+    await view.pasts.wait(first.matching.applicable)
+    known = [first]
+    for each in cheaper:
+        with contextlib.suppress(RefusedError):
+            await view.pasts.wait(each.matching.applicable)
+            known.append(each)
+    return tuple(known)
+
+
+def counted_now(charges: Iterable[Charge], budgets: BudgetIndex) -> tuple[Charge, ...]:
+    """Those of a hold's charges that are in a window which their budget still has: a larger hold is checked there."""
+    found = ((each, budgets.find(each.budget_id)) for each in charges)
+    return tuple(each for each, budget in found if budget is not None and is_span_of(budget, parse_span(each.window)))
 
 
 def held_now(charges: Iterable[Charge], budgets: BudgetIndex, now_ms: int) -> tuple[Proposal, ...]:

@@ -18,6 +18,7 @@ from services.gateway.hold import has_ended_part, held_now
 from services.gateway.observe import event_headers
 from services.gateway.options import calibration_key, for_model
 from services.gateway.record import Recorder
+from services.gateway.refusal import RefusedError
 from services.gateway.sizing import size_hold
 from services.gateway.snapshots import HotClock, OrgView
 
@@ -45,8 +46,8 @@ class Mover:
         """The call with its hold moved to what it can cost at another vendor, and that recorded; else None.
 
         What it falls under is decided again: budgets of a vendor, a model or a billing class let it go and take it on.
-        None: the target is of another dialect, has no connection or price, or the call's budgets have no room for it;
-        or a part (BU-9) that the call is charged to has ended.
+        None: the target is of another dialect, has no connection or price, or the call's budgets have no room for it
+        or can't be checked yet; or a part (BU-9) that the call is charged to has ended.
         """
         asked = call.asked
         connection = self._connector.connection(view.snapshot, to.vendor, brings_key=False)
@@ -94,6 +95,11 @@ class Mover:
             target=target,
             rule=view.snapshot.rule(to.vendor, call.facts.route),
         )
+        if view.pasts.unknown:
+            try:
+                await view.pasts.wait(matching.applicable)
+            except RefusedError:
+                return None
         return await self._resize(moved, view, matching)
 
     async def _resize(self, call: AdmittedCall, view: OrgView, matching: Matching) -> AdmittedCall | None:

@@ -1,9 +1,12 @@
 """Why a call is not made: one exception that carries all a client is told."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from services.core.matching import BudgetIndex
 from services.core.parts import budget_of_key
+
+_IN_A_SECOND: Final = ((b"retry-after", b"1"),)
 
 
 class RefusedError(Exception):
@@ -34,7 +37,14 @@ class RefusedError(Exception):
 
 def rebuilding(message: str) -> RefusedError:
     """The spend state can't be trusted or reached: nothing may be let through (GW-9)."""
-    return RefusedError(503, "state_rebuilding", message, headers=((b"retry-after", b"1"),))
+    return RefusedError(503, "state_rebuilding", message, headers=_IN_A_SECOND)
+
+
+def past_unknown(budget_id: str, scope: str) -> RefusedError:
+    """A budget can't be checked: what it has spent before it was made, or got its window, is not known yet (BU-8)."""
+    message = f"what budget {budget_id} of {scope} has already spent is not known yet; try again in a second"
+    fields = {"budget_id": budget_id, "scope": scope}
+    return RefusedError(503, "state_rebuilding", message, fields=fields, headers=_IN_A_SECOND)
 
 
 def require_part(budgets: BudgetIndex, key_id: str) -> None:
@@ -49,4 +59,4 @@ def require_part(budgets: BudgetIndex, key_id: str) -> None:
 
 def backlog(message: str) -> RefusedError:
     """The call could not be recorded, so it may not be made."""
-    return RefusedError(503, "ledger_backlog", message, headers=((b"retry-after", b"1"),))
+    return RefusedError(503, "ledger_backlog", message, headers=_IN_A_SECOND)

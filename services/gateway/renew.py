@@ -17,7 +17,7 @@ from services.core.ports import HotState, OutboxEvent, OutboxFullError, Unavaila
 from services.gateway.admit import AdmittedCall
 from services.gateway.deny import BUDGET_STATUS, name_full
 from services.gateway.extend import GrowingHold, NotExtendedError, grows
-from services.gateway.hold import FAIL_OPEN, held_now
+from services.gateway.hold import FAIL_OPEN, counted_now, held_now
 from services.gateway.observe import event_headers
 from services.gateway.record import Recorder
 from services.gateway.refusal import RefusedError, backlog, rebuilding
@@ -143,6 +143,8 @@ class LiveHolds:
         org = call.facts.identity.org
         try:
             view = await self._snapshots.view(org)
+            if view.pasts.unknown and not is_renewal:
+                await view.pasts.wait(counted_now(call.charges, view.budgets))
             proposals = _proposals(call, view, self._clock.now_ms(), is_renewal)
             request = HoldRequest(
                 org, call.transaction_id, amount_nano, proposals, call.hold_ms, encode_facts(call.facts)
@@ -150,6 +152,8 @@ class LiveHolds:
             answer = await self._hot_state.resize(request)
         except UnavailableError as error:
             raise NotExtendedError(rebuilding("the spend state can't be reached")) from error
+        except RefusedError as refusal:
+            raise NotExtendedError(refusal) from refusal
         if answer is None:
             raise NotExtendedError(rebuilding("what was held for this call has expired"), is_gone=True)
         if isinstance(answer, Refused):

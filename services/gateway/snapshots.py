@@ -1,22 +1,27 @@
 """What control has published, held in memory: one compiled view an org, kept current by a pulse."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import structlog
 
 from services.core.catalog import Catalog, CatalogError, decode_catalog
 from services.core.matching import BudgetIndex, Expressions
-from services.core.ports import Directory, UnavailableError
+from services.core.ports import Directory, HotState, UnavailableError
 from services.core.pricebook import PriceBook
 from services.core.snapshot import Snapshot, decode_snapshot
+from services.gateway.pasts import Pasts, find_pasts, pasts_to_know
 
 log = structlog.get_logger()
 
 _CATALOGS_KEPT: Final = 8
+# So many orgs' pasts are looked for with each poll.
+_LOOKS: Final = 16
 _REMEDY: Final = "run the gateway in the release of control"
 # A snapshot of some hundred budgets or more takes so long that other calls would notice.
 _READ_IN_THREAD_BYTES: Final = 65_536
@@ -44,11 +49,17 @@ class HotClock:
 
 @dataclass(frozen=True, slots=True)
 class OrgView:
-    """All that is needed to decide a call of one org."""
+    """All that is needed to decide a call of one org. `pasts` says which of the budgets can't be checked yet."""
 
     snapshot: Snapshot
     budgets: BudgetIndex
     prices: PriceBook
+    pasts: Pasts
+
+
+async def _look_for_pasts(view: OrgView) -> None:
+    with contextlib.suppress(UnavailableError):
+        await view.pasts.look()
 
 
 class Snapshots:
@@ -61,12 +72,14 @@ class Snapshots:
     def __init__(
         self,
         directory: Directory,
+        hot_state: HotState,
         clock: HotClock,
         on_change: Callable[[], None],
         poll_interval_s: float,
         expressions: Expressions | None = None,
     ) -> None:
         self._directory = directory
+        self._hot_state = hot_state
         self._clock = clock
         self._on_change = on_change
         self._poll_interval_s = poll_interval_s
@@ -74,6 +87,8 @@ class Snapshots:
         self._views: dict[str, OrgView] = {}
         self._loading: dict[str, asyncio.Task[OrgView]] = {}
         self._catalogs: dict[str, Catalog] = {}
+        # The orgs with budgets whose past is looked for, the one that has waited longest first.
+        self._unknown: dict[str, None] = {}
         self._unreadable: dict[str, int] = {}
         self._generation: int | None = None
         self._outdated = True
@@ -150,15 +165,15 @@ class Snapshots:
         self._seen_s = time.monotonic()
         self._clock.learn(pulse.now_ms)
         self._control_ms = pulse.control_seen_ms or self._control_ms
-        if pulse.generation == self._generation and not self._outdated:
-            self._note_current()
-            return
-        if pulse.generation is not None:  # a bare state says nothing of what is cached: what fails open goes on by it
-            self._on_change()
-        self._outdated = True
-        self._outdated = pulse.generation is not None and await self._refresh()
-        self._generation = pulse.generation
+        if pulse.generation != self._generation or self._outdated:
+            if pulse.generation is not None:  # a bare state says nothing of what is cached: what fails open goes on
+                self._on_change()
+            self._outdated = True
+            self._outdated = pulse.generation is not None and await self._refresh()
+            self._generation = pulse.generation
         self._note_current()
+        if self._unknown:
+            await self._look_for_pasts()
 
     def _note_current(self) -> None:
         unread = any(
@@ -167,6 +182,15 @@ class Snapshots:
         )
         if self._generation is not None and not self._outdated and not unread:
             self._current_s = self._seen_s
+
+    async def _look_for_pasts(self) -> None:
+        """Looks for pasts of budgets that no call waits for: so that their org's calls need not ask any more."""
+        orgs = list(islice(self._unknown, _LOOKS))
+        for org in orgs:
+            del self._unknown[org]
+        views = [view for org in orgs if (view := self._views.get(org)) is not None and view.pasts.unknown]
+        self._unknown |= {view.snapshot.org: None for view in views}
+        await asyncio.gather(*(_look_for_pasts(view) for view in views))
 
     async def _refresh(self) -> bool:
         """Reloads what is older than what control has published; true when something still is."""
@@ -209,9 +233,9 @@ class Snapshots:
             raise UnavailableError(f"org {org} has not been published")
         try:
             if len(body) > _READ_IN_THREAD_BYTES:
-                snapshot, budgets = await asyncio.to_thread(self._compile, body)
+                snapshot, budgets, since = await asyncio.to_thread(self._compile, body)
             else:
-                snapshot, budgets = self._compile(body)
+                snapshot, budgets, since = self._compile(body)
         except _MALFORMED as error:
             raise UnreadableError(f"the snapshot of org {org} can't be read: {error!r}; {_REMEDY}") from error
         catalog = await self._catalog(snapshot.catalog_version)
@@ -219,13 +243,17 @@ class Snapshots:
             prices = PriceBook(catalog, snapshot.overrides, snapshot.unknown_models)
         except _MALFORMED as error:
             raise UnreadableError(f"the prices of org {org} can't be read: {error!r}; {_REMEDY}") from error
-        view = OrgView(snapshot, budgets, prices)
+        before = self._views.get(org)
+        pasts = await find_pasts(self._hot_state, org, since, None if before is None else before.pasts)
+        view = OrgView(snapshot, budgets, prices, pasts)
         self._views[org] = view
+        if pasts.unknown:
+            self._unknown[org] = None
         return view
 
-    def _compile(self, body: bytes) -> tuple[Snapshot, BudgetIndex]:
+    def _compile(self, body: bytes) -> tuple[Snapshot, BudgetIndex, dict[str, int]]:
         snapshot = decode_snapshot(body)
-        return snapshot, BudgetIndex(snapshot.budgets, self._expressions)
+        return snapshot, BudgetIndex(snapshot.budgets, self._expressions), pasts_to_know(snapshot.budgets)
 
     async def _catalog(self, version: str) -> Catalog:
         catalog = self._catalogs.get(version)

@@ -14,6 +14,7 @@ from services.core.codec_fields import UnreadableEventError
 from services.core.events import Denial, Expiry, Reservation, Settlement
 from services.core.fold import apply, load, step_of
 from services.core.hotstate import OrgImage, OrgState, is_forgotten
+from services.core.implied import holds_with_implied, step_with_implied
 from services.core.matching import Expressions
 from services.core.money import format_usd
 from services.core.ports import (
@@ -115,9 +116,10 @@ class LogReading:
         self._sequences[producer] = stamped.sequence
         self.counts[stamped.event.TYPE] += 1
         step = step_of(stamped, message.offset)
-        if step is not None and isinstance(stamped.event, Settlement | Expiry):
-            step = replace(step, implied=self.implied.charges_of(stamped.event))
         if step is not None:
+            hold = self.state.holds.get(step.reservation_id)
+            admitted_ms = None if hold is None else hold.admitted_at_ms
+            step = step_with_implied(step, stamped.event, self.implied, admitted_ms)
             apply(self.state, message.topic, message.partition, [step], message.offset + 1, self.now_ms)
 
 
@@ -240,13 +242,13 @@ class Reconciler:
         return Progress(await self._event_log.end_offsets(self._places), ledger, fold)
 
     async def _image(self, org: str, implied: ImpliedBudgets, now_ms: int) -> OrgImage:
-        """The ledger's image, with what its calls have spent without saying so."""
+        """The ledger's image, with what its calls have spent, and hold, without saying so."""
         known: LedgerImage = await org_image(self._store, org, now_ms)
         below = {at.partition: end for at, end in known.next_offsets.items() if at.topic == Settlement.TOPIC}
         spent_nano = Counter(known.image.spent_nano)
         for query in implied.queries(now_ms, below):
             spent_nano.update(implied.spent_nano(query, await call_sums(self._store, org, query), now_ms))
-        return replace(known.image, spent_nano=spent_nano)
+        return replace(known.image, spent_nano=spent_nano, holds=holds_with_implied(known.image.holds, implied))
 
     async def _read_log(self, reading: LogReading, ends: Mapping[TopicPartition, int]) -> LogReading | None:
         """The org's events up to `ends`; None when the log no longer goes back to its beginning."""
@@ -284,7 +286,7 @@ def _alive(budgets: Sequence[Budget], image: OrgImage, now_ms: int) -> Iterator[
     A budget of each value has windows for every value that the ledger knows of.
     """
     known: dict[str, dict[str, set[Span]]] = {}
-    held = [(each.budget_id, each.window) for hold in image.holds.values() for each in hold.charges]
+    held = [(each.budget_id, each.window) for hold in image.holds.values() for each in (*hold.charges, *hold.implied)]
     for budget_id, window in {*image.spent_nano, *held}:
         known.setdefault(budget_id.partition("@")[0], {}).setdefault(budget_id, set()).add(parse_span(window))
     for budget in budgets:

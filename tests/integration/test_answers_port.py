@@ -93,6 +93,21 @@ async def test_an_answer_is_not_dropped_with_its_claim(rig: AnswersRig) -> None:
     assert await rig.answers.find(ORG, NAME) == ANSWER
 
 
+async def test_an_answer_gives_way_to_a_later_one_alone(rig: AnswersRig) -> None:
+    """Whoever gave up may still be written, long after another was told."""
+    assert await rig.answers.claim(ORG, NAME, "a hash", LONG_MS) is None
+    for status, there in ((2, 2), (2, 2), (1, 2), (1_800_000_000_000, 1_800_000_000_000), (3, 1_800_000_000_000)):
+        told = await rig.answers.finish(ORG, NAME, Answer("a hash", status, f"{status} at first"), LONG_MS)
+        assert told == await rig.answers.find(ORG, NAME) == Answer("a hash", there, f"{there} at first")
+
+
+async def test_an_answer_that_gives_way_to_none_lapses_all_the_same(rig: AnswersRig) -> None:
+    await rig.answers.finish(ORG, NAME, ANSWER, 40)
+    assert await rig.answers.finish(ORG, NAME, Answer("another", 1), LONG_MS) == ANSWER
+    await rig.wait(80)
+    assert await rig.answers.finish(ORG, NAME, Answer("another", 1), LONG_MS) == Answer("another", 1)
+
+
 async def test_orgs_and_names_are_apart(rig: AnswersRig) -> None:
     await rig.answers.finish(ORG, NAME, ANSWER, LONG_MS)
     assert await rig.answers.find("other", NAME) is None

@@ -26,12 +26,20 @@ from services.adapters.valkey_connection import ValkeyConnection
 from services.adapters.valkey_jobs import ValkeyJobs
 from services.adapters.valkey_log import ValkeyLog
 from services.adapters.valkey_scripts import Script
+from services.adapters.valkey_upkeep import ValkeyUpkeep
 from services.core.budgets import Charge
 from services.core.hotstate import Admitted, Applied, Cold, HoldRequest
 from services.core.identity import KeyRecord
 from services.core.ports import TopicPartition, UnavailableError
 from services.core.windows import CalendarSpan
-from tests.integration.hot_state import test_admission, test_directory, test_folding, test_loading, test_resizing
+from tests.integration.hot_state import (
+    test_admission,
+    test_directory,
+    test_folding,
+    test_loading,
+    test_resizing,
+    test_upkeep,
+)
 from tests.support.aggregation import Parts, World
 from tests.support.history import Caller
 from tests.support.hot_rig import EMPTY, NOW_MS, ORG, PLACE, Rig, proposal, settle
@@ -39,7 +47,7 @@ from tests.support.hot_state import read_state
 from tests.support.valkey_cluster import ValkeyCluster, ask, servers_of, wait_for
 
 # Every conformance test that needs nothing but a rig runs here, too, over this module's own `rig`.
-for _module in (test_admission, test_directory, test_folding, test_loading, test_resizing):
+for _module in (test_admission, test_directory, test_folding, test_loading, test_resizing, test_upkeep):
     for _name, _test in vars(_module).items():
         if _name.startswith("test_") and set(inspect.signature(_test).parameters) == {"rig"}:
             globals()[_name] = _test
@@ -406,3 +414,25 @@ def _span(now_ms: int) -> CalendarSpan:
 
 def _charges(now_ms: int) -> tuple[Charge, ...]:
     return (_request("", "", now_ms).proposals[0].charge(),)
+
+
+async def test_a_round_of_upkeep_goes_through_every_server(
+    cluster: ValkeyCluster, connection: ClusterConnection
+) -> None:
+    assert len(servers_of(cluster, ORGS)) == 3
+    hot, upkeep = ValkeyHotState(connection), ValkeyUpkeep(connection)
+    for org in ORGS:
+        await hot.load(org, EMPTY, "epoch-1")
+        await hot.apply(org, PLACE, [settle(0, 9, "txn_0", (Charge("bud_1", "org", "l"),))], 1)
+    servers = await upkeep.servers()
+    assert len(servers) == 3
+    for has_end in (False, True):
+        pages = [await upkeep.look(server, "") for server in servers]
+        assert all(page.cursor is None and page.endless for page in pages)
+        found = [each for page in pages for each in page.endless]
+        assert {(each.org, each.has_end) for each in found} == {(org, has_end) for org in ORGS}
+        assert {org for page in pages for org, _ in page.producers} == set(ORGS)
+        await upkeep.end_soon(found)
+    for org in ORGS:
+        assert await upkeep.forget_silent(org, PLACE, "") is None
+        assert (await read_state(connection, org)).silent, org  # type: ignore[arg-type]

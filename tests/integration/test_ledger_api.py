@@ -12,16 +12,18 @@ import pytest
 from services.adapters.clickhouse import ClickHouse
 from services.adapters.ledger_http import _image
 from services.adapters.memory import MemoryDirectory
+from services.core.backfill import ImpliedBudgets
 from services.core.budgets import Budget, propose
 from services.core.codec import decode, encode, encode_facts
 from services.core.codec_fields import format_time
-from services.core.events import Denial, Event, Expiry, Reservation, Settlement, Stamped
+from services.core.events import Denial, Event, Expiry, HoldResized, Reservation, Settlement, Stamped
 from services.core.fold import step_of
-from services.core.hotstate import Admitted, HoldRequest
+from services.core.hotstate import Admitted, Backfill, HoldRequest
 from services.core.identity import KeyRecord, Role, hash_key
+from services.core.implied import HeldBackfills
 from services.core.ports import GoneError, Incoming, Outgoing, Query, TopicPartition, UnavailableError
 from services.core.snapshot import Snapshot, encode_snapshot
-from services.core.windows import CalendarWindow, RollingWindow
+from services.core.windows import CalendarWindow, LifetimeWindow, RollingWindow
 from services.ledger import reconcile as reconcile_module
 from services.ledger import routes
 from services.ledger import sink as sink_module
@@ -641,6 +643,31 @@ async def test_a_log_that_has_been_trimmed_can_not_be_a_book(world: World) -> No
     assert answer["agree"] is True
     assert answer["events"]["log"] is None
     assert all(row["log"] is None for row in answer["budgets"])
+
+
+async def test_what_calls_under_way_hold_without_saying_so_is_in_every_book(world: World) -> None:
+    """A budget was made after they were admitted; one of them was changed since."""
+    calls = [await world.admit(f"txn_open_{number}", 100) for number in (1, 2)]
+    await world.tell(*calls)
+    request = HoldRequest(
+        "default", "txn_open_2", 300, propose(BUDGETS, calls[1].time_ms), 900_000, encode_facts(FACTS)
+    )
+    changed = await world.hot.resize(request)
+    assert isinstance(changed, Admitted)
+    told = (changed.now_ms, FACTS, 300, changed.charges, changed.expires_at_ms)
+    await world.tell(HoldResized("txn_open_2", *told))
+    new = Budget("bud_new", "team", "ml", LifetimeWindow(), 10**12, since_version=13)
+    snapshot = Snapshot("default", 13, "c", 900_000, True, (*BUDGETS, new), {})
+    await world.directory.publish_org("default", 13, encode_snapshot(snapshot), {}, [])
+    pending = HeldBackfills(ImpliedBudgets([new]))
+    fill = Backfill({}, {}, {"bud_new": 13}, "token", holds=pending.of(await world.hot.open_holds("default")))
+    assert await world.hot.backfill("default", fill)
+    answer = await world.json("/v1/reconciliation")
+    assert answer["agree"] is True
+    [row] = [row for row in answer["budgets"] if row["budget_id"] == "bud_new"]
+    assert {row[book]["held_usd"] for book in ("hot_state", "ledger", "log")} == {"0.000000400"}
+    world.log.trim(TopicPartition(Reservation.TOPIC, 0), 1)
+    assert (await world.json("/v1/reconciliation"))["agree"] is True
 
 
 async def test_a_log_that_is_not_compared_is_said_so(world: World) -> None:

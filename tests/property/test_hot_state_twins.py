@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tests.support.twin_steps import OPERATIONS, Operation
+from tests.support.twin_operations import OPERATIONS, Operation
 from tests.support.twins import Twins
 
 T = TypeVar("T")

@@ -270,7 +270,7 @@ class Rig:
         assert due == sum(phase == "held" for phase, _ in phases.values())
         return {"spent": spent, "held": held, "phases": phases}
 
-    def command(self, *words: str) -> Any:
+    def command(self, *words: str | int) -> Any:
         """A raw command to the hot state."""
         with redis.Redis.from_url(self.station.redis_url, decode_responses=True) as client:
             return client.execute_command(*words)

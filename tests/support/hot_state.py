@@ -103,7 +103,10 @@ def _read_key(state: OrgState, name: str, value: Any, expires_at_ms: int | None)
     elif kind == "p":
         topic, _, partition = rest.rpartition(":")
         for producer, sequence in value.items():
-            state.producers[topic, int(partition), producer] = int(sequence)
+            number, _, day = sequence.partition(".")
+            state.producers[topic, int(partition), producer] = int(number)
+            if day:
+                state.silent[topic, int(partition), producer] = int(day)
     elif name == MARKS:
         marks = dict(value)
         state.marks = marks.pop(MARKED)
@@ -138,4 +141,5 @@ def _hold(fields: dict[str, str], forget_at_ms: int | None) -> Hold:
         forget_at_ms=forget_at_ms,
         resized_at_ms=int(fields.get("resized", "0")),
         option=int(fields.get("option", "0")),
+        implied=tuple(Charge(*each) for each in json.loads(fields.get("implied", "[]"))),
     )

@@ -219,7 +219,7 @@ async def test_without_its_ledger_a_backfill_waits_and_says_so(
     await later.backfiller.backfill()
     assert spent(world) == 120
     assert world.store.alarms == {}, "another process clears it, too"
-    assert await world.hot.filled("default") == {"bud_new": 2}
+    assert (await world.hot.marks("default", ())).filled == {"bud_new": 2}
 
 
 async def test_an_expression_that_can_not_be_read_raises_an_alarm_and_stops_nothing(

@@ -1,5 +1,6 @@
 """Telling when budgets have spent a percentage of their limits: once, and whoever is cut off when."""
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from services.aggregator import thresholds as thresholds_module
 from services.aggregator.thresholds import Thresholds
 from services.core.alerts import ThresholdCrossed, crossed_percents, decode_alert
-from services.core.budgets import EACH, Budget, Charge
+from services.core.budgets import EACH, Budget, Charge, Proposal, Standing
 from services.core.ports import Outgoing, TopicPartition, UnavailableError
 from services.core.windows import CalendarWindow, LifetimeWindow, RollingWindow, SessionWindow, Window, span_at
 from tests.support.aggregation import NOW_MS, Parts, World
@@ -86,13 +87,14 @@ async def test_another_process_does_not_tell_again(world: World) -> None:
 async def test_one_that_was_cut_off_before_it_marked_is_told_again_under_the_same_id(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def cut_off(*_: object) -> None:
-        raise UnavailableError("no answer")
+    async def killed(*_: object) -> None:
+        raise RuntimeError("killed")
 
     caller = Caller()
     with monkeypatch.context() as patched:
-        patched.setattr(world.hot, "set_crossed", cut_off)
-        await spend(world, world.parts(), caller, 600, charge(DAY))
+        patched.setattr(world.hot, "set_crossed", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            await spend(world, world.parts(), caller, 600, charge(DAY))
     later = world.parts()
     await spend(world, later, caller, 1, charge(DAY))
     first, second = world.log.messages(ALERTS)
@@ -101,9 +103,8 @@ async def test_one_that_was_cut_off_before_it_marked_is_told_again_under_the_sam
     assert len(told(world)) == 2
 
 
-async def test_a_log_that_takes_no_alerts_does_not_hold_the_fold_up(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def take_no_alerts(world: World, patched: pytest.MonkeyPatch) -> None:
+    """Has the log take everything but alerts."""
     publish_all = world.log.publish
 
     async def no_alerts(messages: Sequence[Outgoing]) -> None:
@@ -111,9 +112,15 @@ async def test_a_log_that_takes_no_alerts_does_not_hold_the_fold_up(
             raise UnavailableError("no leader")
         await publish_all(messages)
 
+    patched.setattr(world.log, "publish", no_alerts)
+
+
+async def test_a_log_that_takes_no_alerts_does_not_hold_the_fold_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts, caller = world.parts(), Caller()
     with monkeypatch.context() as patched:
-        patched.setattr(world.log, "publish", no_alerts)
+        take_no_alerts(world, patched)
         await spend(world, parts, caller, 600, charge(DAY))
         assert world.state().windows["bud_day", charge(DAY).window].spent_nano == 600
         assert world.store.fold_fences[world.settlements] == 1
@@ -175,6 +182,50 @@ async def test_one_that_was_cut_off_before_it_looked_looks_again_when_it_folds_a
     assert told(world) == [("bud_day", 60)]
 
 
+async def test_one_that_is_killed_while_the_hot_state_can_not_be_looked_at_has_folded_nothing_for_good(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a session, or a window that is over, its successor knows by the log alone."""
+    each = Budget("bud_each", "user", EACH, SessionWindow(), 100, thresholds=(100,))
+    await publish(world, 2, each)
+    asked = asyncio.Event()
+
+    async def away(*_: object) -> None:
+        asked.set()
+        raise UnavailableError("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.hot, "peek", away)
+        folding = asyncio.create_task(spend(world, world.parts(), Caller(), 100, Charge("bud_each@a", "user:a", "s:x")))
+        await asyncio.wait_for(asked.wait(), 5)
+        folding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await folding
+    assert world.store.fold_fences[world.settlements] == 0
+    later = world.parts()
+    await later.fold_all()
+    assert told(world) == [("bud_each@a", 100)]
+    assert world.store.fold_fences[world.settlements] == 1
+
+
+async def test_the_fold_goes_on_once_the_hot_state_has_been_looked_at(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peek, asked = world.hot.peek, 0
+
+    async def away_at_first(org: str, proposals: Sequence[Proposal]) -> tuple[Standing, ...] | None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise UnavailableError("no answer")
+        return await peek(org, proposals)
+
+    monkeypatch.setattr(world.hot, "peek", away_at_first)
+    await spend(world, world.parts(), Caller(), 600, charge(DAY))
+    assert told(world) == [("bud_day", 60)]
+    assert asked == 2
+
+
 async def test_a_clock_that_does_not_answer_drops_nothing_that_waits(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +235,7 @@ async def test_a_clock_that_does_not_answer_drops_nothing_that_waits(
     parts, caller = world.parts(), Caller()
     await spend(world, parts, caller, 600, charge(RING))
     with monkeypatch.context() as patched:
-        patched.setattr(world.hot, "peek", away)
+        take_no_alerts(world, patched)
         await spend(world, parts, caller, 600, charge(DAY))
         patched.setattr(world.hot, "now_ms", away)
         with pytest.raises(UnavailableError):

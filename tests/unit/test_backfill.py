@@ -71,6 +71,22 @@ def test_a_charge_that_is_carried_is_not_implied_as_well() -> None:
     assert ImpliedBudgets([TEAM]).charges(FACTS, NOW_MS, {("bud_1", "c:0:1")}) == (Charge("bud_1", "team:ml", "l"),)
 
 
+def test_what_was_charged_as_a_childs_is_charged_in_the_window_that_its_parent_has_now() -> None:
+    """A parent whose children lie outside its own scope got another window: it does not start at nothing."""
+    parent = replace(TEAM, budget_id="bud_2", scope_value="web", window=CalendarWindow("day", "UTC"))
+    window = span_at(parent.window, NOW_MS).key()
+    implied = ImpliedBudgets([parent])
+    assert implied.charges(FACTS, NOW_MS, ()) == ()
+    assert implied.charges(FACTS, NOW_MS, {("bud_2", "l")}) == (Charge("bud_2", "team:web", window),)
+    assert implied.charges(FACTS, NOW_MS, {("bud_2", "l"), ("bud_2", window)}) == ()
+    assert implied.charges(replace(FACTS, config_version=3), NOW_MS, {("bud_2", "l")}) == ()
+    of_sessions = ImpliedBudgets([replace(parent, window=SessionWindow())])
+    unnamed = replace(FACTS, identity=replace(FACTS.identity, session=None))
+    assert of_sessions.charges(unnamed, NOW_MS, {("bud_2", "l")}) == ()
+    matching = replace(FACTS, identity=replace(FACTS.identity, team="web"))
+    assert implied.charges(matching, NOW_MS, {("bud_2", "l")}) == (Charge("bud_2", "team:web", window),), "once"
+
+
 def test_ancestors_are_charged_by_their_own_matches_only() -> None:
     parent = replace(TEAM, budget_id="bud_2", scope_value="web")
     assert ImpliedBudgets([parent, replace(TEAM, parent_id="bud_2")]).charges(FACTS, NOW_MS, ()) == (

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 
 import pytest
 
@@ -160,3 +161,34 @@ async def test_a_fence_waits_for_the_orgs_that_are_warm() -> None:
     assert (await world.hot.fold_fences([place]))[place] == 2
     await world.hot.apply("acme", place, [], 5)
     assert await world.hot.move_fold_fence(place, 5, 2, ["acme"])
+
+
+class Returning(MemoryHotState):
+    """A hot state that was wiped, and is there again as it was before that once somebody moves a fence."""
+
+    older: MemoryStore | None = None
+
+    async def move_fold_fence(
+        self, place: TopicPartition, next_offset: int, above: int = 0, orgs: Sequence[str] = ()
+    ) -> bool:
+        if self.older is not None:
+            for each in fields(MemoryStore):
+                setattr(self.store, each.name, getattr(self.older, each.name))
+            self.older = None
+        return await super().move_fold_fence(place, next_offset, above, orgs)
+
+
+async def test_a_first_fence_is_none_for_a_state_from_before_the_wipe_that_has_its_own() -> None:
+    world = World()
+    hot = world.hot = Returning(lambda: world.clock_ms, world.store)
+    await world.publish_org("acme")
+    parts = world.parts()
+    await parts.rebuilder.rebuild(["acme"])
+    await parts.fold_all()
+    await world.publish(Caller(world.clock_ms, "acme").reservation("txn_1"))
+    hot.older = copy.deepcopy(world.store)
+    world.store.wipe()
+    world.ledger.taken = dict(await world.log.end_offsets(world.places))
+    await world.parts().fold_all()
+    assert "txn_1" in world.state("acme").holds
+    assert world.store.fold_fences[world.reservations] == 1

@@ -36,8 +36,10 @@ def cap(billing_class: str = "metered.openai", period: Any = "daily", limit_nano
 
 
 async def set_caps(there: World, *caps: Cap) -> None:
-    """Publishes the caps as control does."""
-    await there.org.publish(budgets=compile_caps(caps))
+    """Publishes the caps as control does, with nothing spent before."""
+    budgets = compile_caps(caps)
+    there.hot_state.store.state("default").filled |= {each.budget_id: each.since_version for each in budgets}
+    await there.org.publish(budgets=budgets)
     await there.sync()
 
 
@@ -223,14 +225,15 @@ async def test_caps_hold_for_what_is_reserved_by_hand_too(there: World) -> None:
 
 async def test_a_stream_that_a_cap_has_no_more_room_for_is_told_which(there: World) -> None:
     """No cap lets a stream be held by steps yet: what it would be told is fixed all the same."""
-    (daily,) = compile_caps([cap(limit_nano=10**12)])
-    await there.org.publish(budgets=(replace(daily, extend=True),))
+    (compiled,) = compile_caps([cap(limit_nano=10**12)])
+    daily = replace(compiled, extend=True, since_version=0)
+    await there.org.publish(budgets=(daily,))
     await there.sync()
     gate = asyncio.Event()
     there.answer(streamed(text(10), gate, text(6_000), usage(2_000), DONE))
     client, calling = begin(there)
     await until(lambda: client.chunks)
-    await there.org.publish(budgets=(replace(daily, extend=True, limit_nano=1),))
+    await there.org.publish(budgets=(replace(daily, limit_nano=1),))
     await there.sync()
     gate.set()
     await calling

@@ -12,6 +12,7 @@ from services.adapters.outbox import SqliteOutbox
 from services.core.events import Denial, HoldResized, Reservation, Settlement
 from services.core.hotstate import HoldRequest, ReserveAnswer
 from services.core.ports import TimedOutError
+from services.core.windows import CalendarWindow
 from tests.support.asgi import request
 from tests.support.gateway import AWAY, RefusingOutbox, ScriptedAnswer, World, until, world
 from tests.support.reservations import USAGE, Ledger, get, post, reserve
@@ -113,6 +114,24 @@ async def test_a_hold_grows_as_far_as_there_is_room(there: World) -> None:
     await post(there, f"/{reservation_id}/settle", {"cost_usd": "0.95"})
     assert there.settlement().held_nano == 900_000_000
     assert (await post(there, f"/{reservation_id}/extend", {"amount_usd": "0.10"})).status == 409
+
+
+async def test_a_hold_that_outlives_its_window_does_not_grow_into_it_again(there: World) -> None:
+    """The day's figures are gone a day after it, and what was spent beside this hold is not known any more."""
+    await there.org.set_budget("1.00", window=CalendarWindow("day", "UTC"))
+    await there.sync()
+    reservation_id = (await reserve(there, hold_seconds=10 * 86_400)).json()["reservation_id"]
+    assert (await reserve(there, "0.60", hold_seconds=60)).status == 201
+    there.clock.now_ms += 2 * 86_400_000
+    await there.sync()
+    assert (await reserve(there, "0.90", hold_seconds=60)).status == 201, "today's window has room"
+    refused = await post(there, f"/{reservation_id}/extend", {"amount_usd": "0.41", "hold_seconds": 60})
+    assert refused.status == 402
+    assert refused.json()["remaining_usd"] == "0.000000000"
+    same = await post(there, f"/{reservation_id}/extend", {"amount_usd": "0.40", "hold_seconds": 3_600})
+    assert (same.status, same.json()["held_usd"]) == (200, "0.400000000")
+    less = await post(there, f"/{reservation_id}/extend", {"amount_usd": "0.10", "hold_seconds": 3_600})
+    assert (less.status, less.json()["held_usd"]) == (200, "0.100000000")
 
 
 async def test_what_is_released_has_cost_nothing(there: World) -> None:

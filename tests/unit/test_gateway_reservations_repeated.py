@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from services.core.budgets import Budget
 from services.core.codec import decode
 from services.core.events import Event, HoldResized, Reservation, Settlement
 from services.core.windows import SessionWindow
+from services.gateway.reservations.told import held
 from tests.support.asgi import Client
 from tests.support.gateway import AWAY, DAY, RefusingOutbox, World, world
 from tests.support.reservations import USAGE, Ledger, get, post, reserve
 
 HOUR_MS = 3_600_000
+# The status of an end that is decided, and not recorded yet.
+DECIDED = 2
 
 
 class Forgetful(MemoryAnswers):
@@ -32,10 +35,10 @@ class Forgetful(MemoryAnswers):
     fails = False
     is_full = False
 
-    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> None:
-        if self.is_full or (self.fails and answer.status == 1):
+    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> Answer:
+        if self.is_full or (self.fails and answer.status != DECIDED):
             raise AWAY
-        await super().finish(org, name, answer, keep_ms)
+        return await super().finish(org, name, answer, keep_ms)
 
 
 @pytest.fixture
@@ -69,27 +72,29 @@ async def turn(there: World, by_ms: int) -> None:
 
 async def test_a_claim_that_a_crash_left_behind_is_taken_over_and_the_hold_told_as_it_was(there: World) -> None:
     answers_of(there).fails = True
-    first = await reserve(there, "0.60", "order-1")
+    assert (await reserve(there, "0.60", "order-1")).status == 503, "what can't be kept is not told"
     answers_of(there).fails = False
     again = asyncio.create_task(reserve(there, "0.60", "order-1"))
     await asyncio.sleep(0.1)
     assert not again.done(), "whoever has the claim may still be at it"
     there.clock.now_ms += CLAIM_MS
-    assert ((await again).status, (await again).json()) == (201, first.json())
+    first, *_ = of_kind(there, Reservation)
+    assert ((await again).status, (await again).json()) == (201, held(first))
     assert there.held_nano() == 600_000_000
     assert len({json.dumps(str(each)) for each in of_kind(there, Reservation)}) == 1, "one event, if twice"
 
 
-async def test_what_was_told_and_not_kept_is_asked_the_ledger_for_and_not_held_again(
+async def test_what_was_recorded_and_not_kept_is_asked_the_ledger_for_and_not_held_again(
     there: World, ledger: Ledger
 ) -> None:
     answers_of(there).fails = True
-    first = await reserve(there, "0.60", "order-1")
+    assert (await reserve(there, "0.60", "order-1")).status == 503
     answers_of(there).fails = False
     ledger.events = there.events()
     there.hot_state.store.state("default").holds.clear()  # it ended long ago, and is forgotten
     await turn(there, CLAIM_MS)
-    assert (await reserve(there, "0.60", "order-1")).json() == first.json()
+    (first,) = of_kind(there, Reservation)
+    assert (await reserve(there, "0.60", "order-1")).json() == held(first)
     assert len(there.events()) == 1
 
 
@@ -123,6 +128,80 @@ async def test_the_end_of_a_long_hold_is_known_as_long_as_its_beginning(there: W
     assert (await post(there, path + "/settle", {"cost_usd": "0.10"})).json() == ended.json()
     assert (await post(there, path + "/settle", {"cost_usd": "0.20"})).status == 409
     assert len(of_kind(there, Settlement)) == 1
+
+
+class Late(MemoryAnswers):
+    """What is kept `late` takes so long that its writer gives up."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        super().__init__(clock)
+        self.late: list[tuple[str, str, Answer, int]] | None = None
+        self.lands_first: list[tuple[str, str, Answer, int]] = []
+
+    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> Answer:
+        if self.late is not None:
+            self.late.append((org, name, answer, keep_ms))
+            raise AWAY
+        while self.lands_first:
+            await super().finish(*self.lands_first.pop())
+        return await super().finish(org, name, answer, keep_ms)
+
+
+@pytest.mark.parametrize("deed", ["settle", "extend"])
+async def test_a_try_that_was_given_up_takes_no_answers_place_when_it_is_kept_late(tmp_path: Path, deed: str) -> None:
+    built: World
+    answers = Late(lambda: built.clock.now_ms)
+    async with world(tmp_path, relay_transport=Ledger(), answers=answers) as built:
+        await built.org.set_budget("1.00")
+        await built.sync()
+        path = f"/{(await reserve(built)).json()['reservation_id']}/{deed}"
+        body = {"cost_usd": "0.25"} if deed == "settle" else {"amount_usd": "0.30", "hold_seconds": 60}
+        keyed = {} if deed == "settle" else {"idempotency_key": "more"}
+        answers.late = late = []
+        assert (await post(built, path, body, **keyed)).status == 503
+        answers.late = None
+        await turn(built, CLAIM_MS)
+        told = await post(built, path, body, **keyed)
+        assert told.status == 200
+        for each in late:
+            await answers.finish(*each)
+        await turn(built, CLAIM_MS)
+        assert (await post(built, path, body, **keyed)).json() == told.json()
+
+
+async def test_an_end_that_was_given_up_counts_when_it_is_kept_before_another(tmp_path: Path) -> None:
+    built: World
+    answers = Late(lambda: built.clock.now_ms)
+    async with world(tmp_path, relay_transport=Ledger(), answers=answers) as built:
+        await built.org.set_budget("1.00")
+        await built.sync()
+        path = f"/{(await reserve(built)).json()['reservation_id']}/settle"
+        answers.late = late = []
+        assert (await post(built, path, {"cost_usd": "0.25"})).status == 503
+        answers.late, answers.lands_first = None, late
+        await turn(built, CLAIM_MS)
+        assert (await post(built, path, {"cost_usd": "0.30"})).status == 409
+        assert [each.cost_nano for each in of_kind(built, Settlement)] == [250_000_000]
+        assert (await post(built, path, {"cost_usd": "0.25"})).status == 200
+
+
+async def test_the_end_of_a_hold_that_grew_past_a_child_says_that_the_parent_paid(there: World) -> None:
+    parent = there.org.snapshot.budgets[0].budget_id
+    child = Budget("bud_child", "team", "ml", DAY, 500_000_000, parent_id=parent, child_mode="fallback")
+    await there.org.publish(budgets=(*there.org.snapshot.budgets, child))
+    await there.sync()
+    path = f"/{(await reserve(there, '0.40')).json()['reservation_id']}"
+    assert (await post(there, path + "/extend", {"amount_usd": "0.90"})).status == 200
+    assert (await post(there, path + "/settle", {"cost_usd": "0.70"})).status == 200
+    (ending,) = of_kind(there, Settlement)
+    assert ([each.budget_id for each in ending.charges], ending.parent_charged) == ([parent], ("bud_child",))
+
+
+async def test_a_hold_whose_answer_can_not_be_kept_and_that_nobody_can_ask_for_again_is_ended(there: World) -> None:
+    answers_of(there).fails = True
+    assert (await reserve(there, "0.60")).status == 503
+    (ending,) = of_kind(there, Settlement)
+    assert (ending.outcome, ending.cost_nano) == ("cancelled", 0)
 
 
 async def test_an_end_that_was_not_kept_is_asked_the_ledger_for(there: World, ledger: Ledger) -> None:
@@ -230,7 +309,7 @@ async def test_whoever_can_not_record_lets_go_of_no_hold_that_another_has_record
         await built.org.set_budget("1.00")
         await built.sync()
         answers.fails = True
-        assert (await reserve(built, "0.60", "order-1")).status == 201
+        assert (await reserve(built, "0.60", "order-1")).status == 503
         is_down = True
         await turn(built, CLAIM_MS)
         assert (await reserve(built, "0.60", "order-1")).status == 503
@@ -281,7 +360,7 @@ async def test_where_a_refusal_was_lost_and_the_next_try_held_the_hold_is_the_an
     there: World, ledger: Ledger
 ) -> None:
     answers_of(there).fails = True
-    assert (await reserve(there, "1.10", "order-1")).status == 402
+    assert (await reserve(there, "1.10", "order-1")).status == 503
     answers_of(there).fails = False
     await there.org.publish(budgets=())
     await turn(there, CLAIM_MS)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from services.adapters.cel import Cel
 from services.adapters.memory import MemoryDirectory, MemoryHotState
 from services.core.budgets import Budget
+from services.core.matching import Expressions
 from services.core.ports import Pulse, UnavailableError
 from services.core.windows import CalendarWindow
 from services.gateway import snapshots as snapshots_module
@@ -54,6 +55,16 @@ class CountingDirectory(MemoryDirectory):
         return await super().published_versions()
 
 
+def snapshots_of(
+    directory: CountingDirectory,
+    on_change: Callable[[], None] = lambda: None,
+    poll_interval_s: float = 60.0,
+    expressions: Expressions | None = None,
+) -> Snapshots:
+    hot_state = MemoryHotState(SettableClock(), directory.store)
+    return Snapshots(directory, hot_state, HotClock(), on_change, poll_interval_s, expressions)
+
+
 @pytest.fixture
 def clock() -> SettableClock:
     return SettableClock()
@@ -78,7 +89,7 @@ def changes() -> list[str]:
 
 @pytest.fixture
 def snapshots(directory: CountingDirectory, changes: list[str]) -> Snapshots:
-    return Snapshots(directory, HotClock(), lambda: changes.append("changed"), 0.01, Cel())
+    return snapshots_of(directory, lambda: changes.append("changed"), 0.01, Cel())
 
 
 @contextlib.asynccontextmanager
@@ -162,7 +173,7 @@ async def test_what_can_not_be_read_leaves_the_old_view_and_the_other_orgs(
     monkeypatch.setattr(snapshots_module, "log", structlog.get_logger())
     other = PublishedOrg(directory, MemoryHotState(clock, directory.store), "other")
     await other.warm_up()
-    snapshots = Snapshots(directory, HotClock(), lambda: None, 60.0)
+    snapshots = snapshots_of(directory)
     await snapshots.poll()
     first, _ = await snapshots.view("default"), await snapshots.view("other")
 
@@ -226,7 +237,7 @@ async def test_an_org_whose_budgets_were_never_read_is_unavailable(
     with pytest.raises(UnavailableError, match="snapshot of org default can't be read"):
         await snapshots.view("default")
     await org.publish(budgets=(of_expression("true"),))
-    without_expressions = Snapshots(directory, HotClock(), lambda: None, 60.0)
+    without_expressions = snapshots_of(directory)
     with pytest.raises(UnavailableError, match="that nothing here can evaluate"):
         await without_expressions.view("default")
 
@@ -280,7 +291,7 @@ async def test_an_org_that_was_never_read_is_unavailable_while_it_can_not_be(
 async def test_a_newer_version_seen_in_an_answer_is_fetched_at_once(
     directory: CountingDirectory, org: PublishedOrg
 ) -> None:
-    slow = Snapshots(directory, HotClock(), lambda: None, 60.0)
+    slow = snapshots_of(directory)
     async with polling(slow):
         await until(lambda: directory.pulses == 1)
         view = await slow.view("default")

@@ -171,6 +171,15 @@ def test_a_release_undoes_a_hold_once() -> None:
     assert (state.holds, state.due) == ({}, {})
 
 
+def test_a_hold_that_a_reaper_has_is_not_released_and_keeps_its_room() -> None:
+    """Its expiry is on the way and books it: room given back before that would be spent twice."""
+    state = live()
+    reserve(state, request(40, proposal(100), hold_ms=1_000), NOW_MS)
+    assert len(claim_due(state, NOW_MS + 1_000, 10)) == 1
+    assert not release(state, "txn_1", NOW_MS + 1_001)
+    assert state.windows["bud_1", WINDOW.key()] == Figures(0, 40)
+
+
 def test_due_holds_are_claimed_earliest_first_and_again_only_later() -> None:
     state = live()
     for number, hold_ms in enumerate((3_000, 1_000, 2_000, 9_000)):

@@ -4,7 +4,7 @@
 -- ARGV: prefix of the org's keys, next offset, = and the token of the marks (- for any), where the fence must stand at
 --       least, then of each step: kind, offset, producer, sequence, reservation id, amount, context, expires at, time, key number of its hold, its
 --       charges as JSON, how many they are, and of each charge: key number of its figures, window; then its implied
---       charges in the same way.
+--       charges in the same way, but their JSON comes last, and only where there are any.
 -- Answers how many steps were applied and how many were duplicates; behind when the fence stands lower; outdated when
 -- the marks are others; or nothing when the org is cold.
 local epoch = redis.call('GET', KEYS[1])
@@ -41,13 +41,24 @@ local function may_be_forgotten(admitted_at)
   return loaded_at and surely_by >= loaded_at and now >= surely_by + TOMBSTONE_MS
 end
 
-local function resize(id, hold_key, hold, amount, context, expires, time, charges_json, charges)
-  for _, charge in ipairs(decode_charges(ARGV[1], hold[3])) do
+local function take_out(hold, charges)
+  for _, charge in ipairs(charges) do
     add_held(charge.key, charge.span, negative(hold[2]), now)
   end
+  for _, charge in ipairs(hold[7] and decode_charges(ARGV[1], hold[7]) or {}) do
+    add_held(charge.key, charge.span, negative(hold[2]), now)
+  end
+end
+
+local function resize(id, hold_key, hold, amount, context, expires, time, charges_json, charges, implied, implied_json)
+  take_out(hold, decode_charges(ARGV[1], hold[3]))
   for _, charge in ipairs(charges) do
     add_held(charge.key, charge.span, amount, now)
   end
+  if hold[7] then
+    redis.call('HDEL', hold_key, 'implied')
+  end
+  hold_implied(hold_key, amount, implied, implied_json, now)
   redis.call('HSET', hold_key, 'amount', amount, 'charges', charges_json, 'context', context, 'resized', time)
   if tonumber(redis.call('ZSCORE', KEYS[4], id)) == tonumber(hold[4]) then  -- else a reaper has it
     redis.call('HSET', hold_key, 'expires', expires)
@@ -55,18 +66,22 @@ local function resize(id, hold_key, hold, amount, context, expires, time, charge
   end
 end
 
-local function apply_step(kind, id, amount, context, expires, time, hold_key, charges_json, charges)
-  local hold = redis.call('HMGET', hold_key, 'phase', 'amount', 'charges', 'expires', 'booked', 'resized')
+local function apply_step(kind, id, amount, context, expires, time, hold_key, charges_json, charges, implied, implied_json)
+  local hold = redis.call('HMGET', hold_key, 'phase', 'amount', 'charges', 'expires', 'booked', 'resized', 'implied')
   local phase, booked = hold[1], hold[5] or '0'
   if kind == 'restore' then
     if not phase and not may_be_forgotten(time) then
       start_hold(hold_key, id, amount, charges_json, context, expires, time, KEYS[4], charges, now)
+      hold_implied(hold_key, amount, implied, implied_json, now)
+    elseif phase == 'held' and implied_json and not hold[6] then
+      take_out(hold, {})
+      hold_implied(hold_key, hold[2], implied, implied_json, now)
     end
     return
   end
   if kind == 'resize' then
     if phase == 'held' and tonumber(time) >= tonumber(hold[6] or '0') then
-      resize(id, hold_key, hold, amount, context, expires, time, charges_json, charges)
+      resize(id, hold_key, hold, amount, context, expires, time, charges_json, charges, implied, implied_json)
     end
     return
   end
@@ -82,9 +97,7 @@ local function apply_step(kind, id, amount, context, expires, time, hold_key, ch
       held_charges = decode_charges(ARGV[1], hold[3])
     end
     if phase == 'held' then
-      for _, charge in ipairs(held_charges) do
-        add_held(charge.key, charge.span, negative(hold[2]), now)
-      end
+      take_out(hold, held_charges)
       -- Only a claim moves a hold's place in the order, and only a claimed one can have an expiry in the log.
       may_end_again = may_end_again or tonumber(redis.call('ZSCORE', KEYS[4], id)) ~= tonumber(hold[4])
       redis.call('ZREM', KEYS[4], id)
@@ -103,7 +116,7 @@ local function apply_step(kind, id, amount, context, expires, time, hold_key, ch
     forget_ms = math.max(forget_ms, forget_at(held_charges, may_end_again, now))
     redis.call('HSET', hold_key, 'charges', charges_json)
   end
-  redis.call('HDEL', hold_key, 'context')
+  redis.call('HDEL', hold_key, 'context', 'implied')
   redis.call('HSET', hold_key, 'phase', kind == 'settle' and 'settled' or 'expired', 'booked', amount)
   redis.call('PEXPIREAT', hold_key, digits(forget_ms))
 end
@@ -128,6 +141,8 @@ local applied, duplicates = 0, 0
 while at < #ARGV do
   local kind, offset, producer, sequence, id, amount, context, expires, time, hold, charges_json = take(11)
   local charges, implied = take_charges(), take_charges()
+  local implied_json = #implied > 0 and take(1) or nil
+  -- Behind the sequence of a producer that has been silent stands the day (silent.lua); the comparison does not mind.
   local seen = sequences[producer] or redis.call('HGET', KEYS[3], producer) or '0'
   if tonumber(offset) < fence or tonumber(sequence) <= tonumber(seen) then
     duplicates = duplicates + 1
@@ -136,8 +151,8 @@ while at < #ARGV do
       sequences[producer] = sequence
     end
     local hold_key = KEYS[tonumber(hold)]
-    local before = #implied > 0 and redis.call('HMGET', hold_key, 'phase', 'booked')
-    apply_step(kind, id, amount, context, expires, time, hold_key, charges_json, charges)
+    local before = implied_json and (kind == 'settle' or kind == 'expire') and redis.call('HMGET', hold_key, 'phase', 'booked')
+    apply_step(kind, id, amount, context, expires, time, hold_key, charges_json, charges, implied, implied_json)
     if before then
       apply_implied(kind, before, amount, hold_key, implied)
     end

@@ -157,6 +157,16 @@ local function decode_charges(prefix, charges_json)
   return charges
 end
 
+-- Holds what a hold implies, and says so: `implied` with their JSON, which is nil where there are none.
+local function hold_implied(key, amount, implied, implied_json, now)
+  if implied_json then
+    redis.call('HSET', key, 'implied', implied_json)
+    for _, charge in ipairs(implied) do
+      add_held(charge.key, charge.span, amount, now)
+    end
+  end
+end
+
 local function start_hold(key, id, amount, charges_json, context, expires, admitted, due, charges, now)
   redis.call('HSET', key, 'phase', 'held', 'amount', amount, 'charges', charges_json, 'context', context,
     'expires', expires, 'admitted', admitted)

@@ -2,7 +2,8 @@
 -- KEYS: epoch, due, then what the parts name by their number. ARGV: epoch, then the parts, each with its kind first:
 --   spent: key number of the figures, window, amount
 --   held: key number, when it was resized (or 0), its option, reservation id, amount, charges as JSON, context, expires at,
---         admitted at, how many charges, and of each: key number of its figures, window
+--         admitted at, how many charges, and of each: key number of its figures, window; then its implied charges in the
+--         same way, but their JSON comes last, and only where there are any
 --   settled, expired: key number, when it was resized (or 0), its option, amount, charges as JSON, expires at, admitted
 --         at, booked, forget at (or 0)
 --   fence: key number, next offset
@@ -30,6 +31,15 @@ local function take_rare(key)
   end
 end
 
+local function take_charges()
+  local charges = {}
+  for index = 1, tonumber((take(1))) do
+    local figures, window = take(2)
+    charges[index] = { key = KEYS[tonumber(figures)], span = parse_span(window) }
+  end
+  return charges
+end
+
 while at < #ARGV do
   local kind, number = take(2)
   local key = KEYS[tonumber(number)]
@@ -38,13 +48,10 @@ while at < #ARGV do
     add_spent(key, parse_span(window), amount, now)
   elseif kind == 'held' then
     take_rare(key)
-    local id, amount, charges_json, context, expires, admitted, count = take(7)
-    local charges = {}
-    for index = 1, tonumber(count) do
-      local figures, window = take(2)
-      charges[index] = { key = KEYS[tonumber(figures)], span = parse_span(window) }
-    end
-    start_hold(key, id, amount, charges_json, context, expires, admitted, KEYS[2], charges, now)
+    local id, amount, charges_json, context, expires, admitted = take(6)
+    start_hold(key, id, amount, charges_json, context, expires, admitted, KEYS[2], take_charges(), now)
+    local implied = take_charges()
+    hold_implied(key, amount, implied, #implied > 0 and take(1) or nil, now)
   elseif kind == 'fence' then
     redis.call('SET', key, (take(1)))
   elseif kind == 'producer' or kind == 'filled' then

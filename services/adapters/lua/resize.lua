@@ -11,7 +11,7 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return { 'cold' }
 end
-local old = redis.call('HMGET', KEYS[3], 'phase', 'amount', 'charges', 'expires', 'option')
+local old = redis.call('HMGET', KEYS[3], 'phase', 'amount', 'charges', 'expires', 'option', 'implied')
 if old[1] ~= 'held' then
   return { 'gone' }
 end
@@ -21,7 +21,7 @@ end
 local version = redis.call('HGET', KEYS[2], 'v') or '0'
 local now = now_ms()
 local amount = ARGV[3]
-local spans = {}
+local spans, asked = {}, {}
 
 local function is_stale(at)
   return ARGV[at] == 'c' and (now < tonumber(ARGV[at + 1]) or now >= tonumber(ARGV[at + 2]))
@@ -35,7 +35,10 @@ local function span_of(at)
   return { end_ms = (kind == 'c' or kind == 'f') and second, is_session = kind == 's' }
 end
 
-local function figures_of(key, span)
+local function figures_of(key, span, at)
+  if is_forgotten(span, now) then
+    return ARGV[at + 3], '0'  -- what it had spent is gone; it is not known to have room
+  end
   local figures = redis.call('HMGET', key, span.bucket and 'total' or 'spent', 'held')
   return figures[1] or '0', figures[2] or '0'
 end
@@ -48,12 +51,31 @@ local function charge_of(at)
   return charge .. digits(math.floor(now / ARGV[at + 1])) .. '"]'
 end
 
+-- The implied charges, but for those of a budget that is proposed in another window than it is held in; and their JSON.
+local function still_implied(implied, held)
+  if #implied == 0 then
+    return implied
+  end
+  local anew, kept, words = {}, {}, {}
+  for index = 5, #KEYS do
+    if not held[KEYS[index]] then
+      anew[cjson.decode(asked[index - 4])[1]] = true
+    end
+  end
+  for index, charge in ipairs(cjson.decode(old[6])) do
+    if not anew[charge[1]] then
+      kept[#kept + 1], words[#words + 1] = implied[index], cjson.encode(charge)
+    end
+  end
+  return kept, #kept > 0 and '[' .. table.concat(words, ',') .. ']' or nil
+end
+
 for at = 6, #ARGV, 6 do
   if is_stale(at) then
     return { 'stale', version, now }
   end
 end
-local asked, same_charges = {}, {}
+local same_charges = {}
 for index = 5, #KEYS do
   local span = span_of(index * 6 - 24)
   spans[index] = span
@@ -69,13 +91,19 @@ for _, charge in ipairs(old_charges) do
   add_held(charge.key, charge.span, negative(old[2]), now)
   was_charged[charge.key] = true
 end
+local old_implied = old[6] and decode_charges(ARGV[5], old[6]) or {}
+local implied, implied_json = still_implied(old_implied, was_charged)
+for _, charge in ipairs(old_implied) do
+  add_held(charge.key, charge.span, negative(old[2]), now)
+  was_charged[charge.key] = true
+end
 
 local refused = { 'refused', version, now }
 local charges, is_out = {}, {}
 local grows = not has_room(old[2], '0', '0', amount)
 for index = 5, #KEYS do
   local key, at = KEYS[index], index * 6 - 24
-  local spent, held = figures_of(key, spans[index])
+  local spent, held = figures_of(key, spans[index], at)
   if (grows or not was_charged[key]) and not has_room(ARGV[at + 3], spent, held, amount) then
     local rule = ARGV[at + 5]
     is_out[index] = rule == 'parent'
@@ -91,6 +119,9 @@ if #refused > 3 then
   for _, charge in ipairs(old_charges) do
     add_held(charge.key, charge.span, old[2], now)
   end
+  for _, charge in ipairs(old_implied) do
+    add_held(charge.key, charge.span, old[2], now)
+  end
   set_expiries(now)
   return refused
 end
@@ -102,8 +133,12 @@ for index = 5, #KEYS do
     add_held(KEYS[index], spans[index], amount, now)
   end
 end
+if #implied < #old_implied then
+  redis.call('HDEL', KEYS[3], 'implied')
+end
+hold_implied(KEYS[3], amount, implied, implied_json, now)
 for index = 5, #KEYS do
-  local spent, held = figures_of(KEYS[index], spans[index])
+  local spent, held = figures_of(KEYS[index], spans[index], index * 6 - 24)
   answer[#answer + 1] = is_out[index] and '' or spent
   answer[#answer + 1] = is_out[index] and '' or held
 end

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from services.core.answers import CLAIM_MS, Answer
 from services.core.events import CallFacts, ComponentCost, Denial, HoldResized, Outcome, Reservation, Settlement
@@ -26,6 +26,7 @@ ROUTE: Final = "reservation"
 # How long the answer to the same request under way elsewhere is waited for: until its claim has lapsed.
 _PATIENCE_S: Final = CLAIM_MS / 1000 + 2
 _PAUSE_S: Final = 0.02
+_A = TypeVar("_A")
 
 
 class Book:
@@ -50,8 +51,26 @@ class Book:
                 # Nothing was decided: the next try is as good as the first.
                 await quietly(self._history.drop(caller.org, reservation_id))
                 raise
-            await quietly(self._history.opened(first))
+            first = await self._keep_opened(caller, first, is_repeatable=is_repeatable)
         return Told(CREATED, told.held(first)) if isinstance(first, Reservation) else Told(NO_ROOM, told.refused(first))
+
+    async def _keep_opened(
+        self, caller: Caller, first: Reservation | Denial, *, is_repeatable: bool
+    ) -> Reservation | Denial:
+        """Keeps the answer, and gives the one to tell. What can't be kept is not told: the next try may be told other.
+
+        A hold that nobody can ask for again is ended then.
+        """
+        try:
+            kept = await self._history.opened(first)
+        except UnavailableError as error:
+            if isinstance(first, Reservation) and not is_repeatable:
+                ending = self._settlement(caller, Past(first), SettleBody(cost_usd="0"), "cancelled")
+                self._holding.record(ending, end_producer(first.transaction_id))
+            raise _not_kept() from error
+        if kept is None:
+            raise _other_body(first.transaction_id)
+        return kept
 
     async def _known(self, caller: Caller, reservation_id: str, request_hash: str) -> Reservation | Denial | None:
         """How this request was answered before; None when it is for us to answer it, and now claimed."""
@@ -185,8 +204,10 @@ class Book:
         except RefusedError:
             await quietly(self._history.drop_extend(caller.org, reservation_id, key))
             raise
-        await quietly(self._history.extended(first, answer, key, request_hash))
-        return self._told_extended(first, answer)
+        kept = await _kept(self._history.extended(first, answer, key, request_hash))
+        if kept is None:
+            raise _other_body(reservation_id)
+        return self._told_extended(first, kept)
 
     async def _resize(self, caller: Caller, past: Past, body: ExtendBody) -> HoldResized | Denial:
         first = _reservation(past)
@@ -196,11 +217,12 @@ class Book:
         amount_nano = last.held_nano if body.amount_usd is None else parse_usd(body.amount_usd)
         left_ms = last.expires_at_ms - self._clock.now_ms()
         hold_ms = max(1, left_ms) if body.hold_seconds is None else body.hold_seconds * 1000
-        answer = await self._holding.resize(caller, first, amount_nano, hold_ms)
+        is_growing = amount_nano > last.held_nano
+        answer = await self._holding.resize(caller, first, amount_nano, hold_ms, is_growing=is_growing)
         if answer is None:
             raise _ended(first.transaction_id)
         if isinstance(answer, HoldResized):
-            await quietly(self._history.resized(first, answer))
+            await _kept(self._history.resized(first, answer))
         return answer
 
     def _told_extended(self, first: Reservation, answer: HoldResized | Denial) -> Told:
@@ -244,7 +266,7 @@ class Book:
             if known is None:
                 if not isinstance(ending, Settlement):
                     ending = self._settlement(caller, past, body, outcome)
-                    await ask(self._history.decided(first, ending, request_hash))
+                    ending = await ask(self._history.decided(first, ending, request_hash))
                 self._holding.record(ending, end_producer(name))
         except RefusedError:
             await quietly(self._history.drop_end(caller.org, name))
@@ -272,6 +294,7 @@ class Book:
     def _settlement(self, caller: Caller, past: Past, body: SettleBody, outcome: Outcome) -> Settlement:
         first = _reservation(past)
         facts = first.facts
+        charges = (past.resized or first).charges
         if body.usage is None:
             assert body.cost_usd is not None, "a body names one of the two"
             cost_nano = parse_usd(body.cost_usd)
@@ -288,11 +311,12 @@ class Book:
             components=components if cost_nano or body.usage else (),
             cost_nano=cost_nano,
             held_nano=(past.resized or first).held_nano,
-            charges=(past.resized or first).charges,
+            charges=charges,
             http_status=0,
             retry_count=0,
             estimate_mode=STATED,
-            parent_charged=first.parent_charged,
+            # A child that had no room when the hold grew has left it to its parents since.
+            parent_charged=(*first.parent_charged, *(each.budget_id for each in first.charges if each not in charges)),
             admitted_at_ms=first.time_ms,
         )
 
@@ -328,6 +352,18 @@ def _is_same_end(known: Settlement, body: SettleBody, outcome: Outcome) -> bool:
         return known.usage_source == "reported" and dict(known.usage) == body.usage
     assert body.cost_usd is not None, "a body names one of the two"
     return known.usage_source == "none" and known.cost_nano == parse_usd(body.cost_usd)
+
+
+async def _kept(deed: Awaitable[_A]) -> _A:
+    """What is kept; raises `RefusedError` (503) where nothing can be."""
+    try:
+        return await deed
+    except UnavailableError as error:
+        raise _not_kept() from error
+
+
+def _not_kept() -> RefusedError:
+    return away("the answer can't be kept right now, so it is not told; ask again in a moment")
 
 
 def _other_body(reservation_id: str) -> RefusedError:

@@ -20,7 +20,7 @@ from services.core.matching import (
 from services.core.money import format_usd
 from services.core.ports import HotState, NotSentError, OutboxEvent, OutboxFullError, UnavailableError
 from services.gateway.deny import by_closed_cap, name_full
-from services.gateway.hold import held_now
+from services.gateway.hold import counted_now, held_now
 from services.gateway.plain_api import Caller
 from services.gateway.record import Recorder
 from services.gateway.refusal import RefusedError, backlog, rebuilding, require_part
@@ -83,6 +83,8 @@ class Holding:
         needy = asks_for_session(matching)
         if needy is not None and facts.identity.session is None:
             raise self._session_required(needy)
+        if caller.view.pasts.unknown:
+            await caller.view.pasts.wait(matching.applicable)
         now_ms = self._clock.now_ms()
         for _ in range(_PROPOSALS):
             proposals = proposals_for(matching, facts.identity.session, now_ms)
@@ -143,10 +145,12 @@ class Holding:
             raise
 
     async def resize(
-        self, caller: Caller, reservation: Reservation, amount_nano: int, hold_ms: int
+        self, caller: Caller, reservation: Reservation, amount_nano: int, hold_ms: int, *, is_growing: bool
     ) -> HoldResized | Denial | None:
         """Changes what is held, and until when; None when there is no such hold any more. A refusal is not recorded."""
         facts = reservation.facts
+        if is_growing and caller.view.pasts.unknown:
+            await caller.view.pasts.wait(counted_now(reservation.charges, caller.view.budgets))
         proposals = held_now(reservation.charges, caller.view.budgets, self._clock.now_ms())
         context = encode_facts(facts)
         request = HoldRequest(caller.org, reservation.transaction_id, amount_nano, proposals, hold_ms, context)

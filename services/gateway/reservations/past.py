@@ -14,9 +14,11 @@ from services.core.ports import UnavailableError
 _SIZE: Final = "/size"
 _END: Final = "/end"
 _EXTEND: Final = "/extend/"
-# An answer's status: an end that is decided and may not be recorded yet, and what was done.
+_HELD: Final = "/held"
+# An answer's status: an end that is decided and may not be recorded yet, and what was done. How a hold was changed is
+# kept with the time of that as its status: the last one stays.
 _DECIDED: Final = 2
-_DONE: Final = 1
+_DONE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,20 @@ class History:
         """Takes a claim back: nothing was done and nothing was told."""
         await self._answers.drop(org, reservation_id)
 
-    async def opened(self, first: Reservation | Denial) -> None:
-        """Keeps how a reservation was answered, for two days longer than its hold."""
-        await self._keep(first, first, "", first.facts.request_hash)
+    async def opened(self, first: Reservation | Denial) -> Reservation | Denial | None:
+        """Keeps how a reservation was answered, for two days longer than its hold.
+
+        What is kept of the same request: the answer of another try where that was told already. None where another
+        request has taken its name.
+        """
+        kept = await self._keep(first, first, "", first.facts.request_hash)
+        event = event_of(kept)
+        is_same = kept.request_hash == first.facts.request_hash
+        return event if is_same and isinstance(event, Reservation | Denial) else None
 
     async def resized(self, first: Reservation, event: HoldResized) -> None:
         """Keeps how a hold was changed last."""
-        await self._keep(first, event, _SIZE, "")
+        await self._keep(first, event, _SIZE, "", event.time_ms)
 
     async def claim_extend(self, org: str, reservation_id: str, key: str, request_hash: str) -> Answer | None:
         """As `claim`, for a change of a hold under a key of its own."""
@@ -75,9 +84,13 @@ class History:
         """As `drop`, for a change of a hold."""
         await self._answers.drop(org, reservation_id + _EXTEND + key)
 
-    async def extended(self, first: Reservation, event: HoldResized | Denial, key: str, request_hash: str) -> None:
-        """Keeps how a change under a key was answered."""
-        await self._keep(first, event, _EXTEND + key, request_hash)
+    async def extended(
+        self, first: Reservation, event: HoldResized | Denial, key: str, request_hash: str
+    ) -> HoldResized | Denial | None:
+        """Keeps how a change under a key was answered; what is kept, as of `opened`."""
+        kept = await self._keep(first, event, _EXTEND + key, request_hash)
+        told = event_of(kept)
+        return told if kept.request_hash == request_hash and isinstance(told, HoldResized | Denial) else None
 
     async def claim_end(self, org: str, reservation_id: str, request_hash: str) -> Answer | None:
         """As `claim`, for the end of a reservation."""
@@ -87,13 +100,28 @@ class History:
         """As `drop`, for the end of a reservation."""
         await self._answers.drop(org, reservation_id + _END)
 
-    async def decided(self, first: Reservation, settlement: Settlement, request_hash: str) -> None:
-        """Keeps how a reservation is about to end, before that is recorded: no other end counts from now on."""
-        await self._keep(first, settlement, _END, request_hash, _DECIDED)
+    async def decided(self, first: Reservation, settlement: Settlement, request_hash: str) -> Settlement:
+        """Keeps how a reservation is about to end, before that is recorded: no other end counts from now on.
+
+        The end that counts: another one where that was decided before.
+        """
+        kept = event_of(await self._keep(first, settlement, _END, request_hash, _DECIDED))
+        return kept if isinstance(kept, Settlement) else settlement
 
     async def ended(self, first: Reservation, settlement: Settlement, request_hash: str) -> None:
         """Keeps how a reservation ended."""
         await self._keep(first, settlement, _END, request_hash)
+
+    async def carved(self, part_id: str, held: Reservation) -> None:
+        """Keeps what is held for a part of which it is not known whether control has made it."""
+        # The last one stays.
+        kept = Answer(held.facts.request_hash, held.time_ms, json.dumps(event_fields(held)))
+        await self._answers.finish(held.facts.identity.org, part_id + _HELD, kept, held.expires_at_ms - held.time_ms)
+
+    async def carved_before(self, org: str, part_id: str) -> Reservation | None:
+        """What is held for such a part."""
+        held = event_of(await self._answers.find(org, part_id + _HELD))
+        return held if isinstance(held, Reservation) else None
 
     async def find(self, org: str, reservation_id: str, credentials: Mapping[str, str]) -> Past | None:
         """All that is known of a reservation; None when there is none that the caller may see.
@@ -119,10 +147,11 @@ class History:
 
     async def _keep(
         self, first: Reservation | Denial, event: Event, part: str, request_hash: str, status: int = _DONE
-    ) -> None:
+    ) -> Answer:
         hold_ms = first.expires_at_ms - first.time_ms if isinstance(first, Reservation) else 0
         kept = Answer(request_hash, status, json.dumps(event_fields(event)))
-        await self._answers.finish(first.facts.identity.org, first.transaction_id + part, kept, ANSWER_MS + hold_ms)
+        name = first.transaction_id + part
+        return await self._answers.finish(first.facts.identity.org, name, kept, ANSWER_MS + hold_ms)
 
 
 def has_happened(answer: Answer | None) -> bool:

@@ -1,15 +1,12 @@
 """``/v1/reservations``: the API's HTTP face (GW-10)."""
 
-import hashlib
-import json
 from typing import Final
 
 from ulid import ULID
 
 from services.gateway.body import Message
-from services.gateway.headers import last_value
 from services.gateway.identify import Authenticator
-from services.gateway.plain_api import Caller, PlainApi, Told, check_method
+from services.gateway.plain_api import Caller, PlainApi, Told, check_method, digest, idempotency_key
 from services.gateway.refusal import RefusedError
 from services.gateway.reservations.bodies import (
     ExtendBody,
@@ -24,7 +21,6 @@ from services.gateway.snapshots import Snapshots
 
 PATH: Final = "/v1/reservations"
 _DEEDS: Final = ("settle", "extend", "release")
-_MAX_KEY_CHARS: Final = 255
 
 
 class ReservationApi(PlainApi):
@@ -50,8 +46,8 @@ class ReservationApi(PlainApi):
         check_method(method, "POST")
         reservation_id, deed = rest
         if deed == "extend":
-            extended, key = read(ExtendBody, body), _idempotency_key(scope)
-            name = None if key is None else _digest(key)
+            extended, key = read(ExtendBody, body), idempotency_key(scope)
+            name = None if key is None else digest(key)
             return await self._book.extend(
                 caller, reservation_id, extended, name, request_hash(deed, extended, caller.identity)
             )
@@ -62,21 +58,10 @@ class ReservationApi(PlainApi):
         return await self._book.settle(caller, reservation_id, settled, request_hash(deed, settled, caller.identity))
 
     async def _reserve(self, scope: Message, caller: Caller, body: ReserveBody) -> Told:
-        key = _idempotency_key(scope)
+        key = idempotency_key(scope)
         reservation_id = f"txn_{ULID()}" if key is None else _id_of(caller, key)
         asked = request_hash("reserve", body, caller.identity)
         return await self._book.reserve(caller, body, reservation_id, asked, is_repeatable=key is not None)
-
-
-def _idempotency_key(scope: Message) -> str | None:
-    value = last_value(scope["headers"], b"idempotency-key")
-    if value is None:
-        return None
-    key = value.decode("latin-1").strip()
-    if not key or len(key) > _MAX_KEY_CHARS or not key.isprintable():
-        message = f"Idempotency-Key must be 1 to {_MAX_KEY_CHARS} printable characters"
-        raise RefusedError(400, "invalid_request", message, param="idempotency-key")
-    return key
 
 
 def _id_of(caller: Caller, key: str) -> str:
@@ -85,8 +70,4 @@ def _id_of(caller: Caller, key: str) -> str:
     Every API key has its own: two agents that count their steps alike don't meet, and whoever asks again may see in the
     ledger what was answered.
     """
-    return f"rsv_{_digest(caller.org, caller.key.key_id, key)}"
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
+    return f"rsv_{digest(caller.org, caller.key.key_id, key)}"

@@ -72,6 +72,17 @@ async def test_the_same_reservation_is_answered_alike_held_settled_or_full(rig: 
         await rig.hot.apply(ORG, PLACE, [settle(0, 60, "txn_1", first.charges)], 1)
 
 
+async def test_a_hold_that_a_reaper_has_keeps_its_room_until_its_expiry_is_folded(rig: Rig) -> None:
+    held = await rig.hot.reserve(request_of(60, proposal(100)))
+    assert isinstance(held, Admitted)
+    await rig.turn_to(held.expires_at_ms)
+    assert len(await rig.hot.claim_due(ORG, 10)) == 1
+    assert not await rig.hot.release(ORG, "txn_1")
+    standings = await rig.hot.peek(ORG, [proposal(100)])
+    assert standings is not None
+    assert [each.held_nano for each in standings] == [60]
+
+
 async def test_a_release_gives_everything_back_once(rig: Rig) -> None:
     ring = proposal(100, "bud_2", RollingSpan(1_000, 60, 0))
     await rig.hot.reserve(request_of(60, proposal(100), ring))

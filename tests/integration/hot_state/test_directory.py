@@ -99,6 +99,25 @@ async def test_a_revoked_key_is_gone_and_may_come_back(rig: Rig) -> None:
     assert await rig.directory.find_key("hash-1") == RECORD
 
 
+async def test_nothing_is_kept_of_a_forgotten_key(rig: Rig) -> None:
+    await rig.directory.publish_org(ORG, 1, b"{}", {"hash-1": RECORD, "hash-2": RECORD}, [])
+    await rig.directory.publish_org(ORG, 2, b"{}", {"hash-2": RECORD}, [], forgotten=["hash-1", "never-known"])
+    assert await rig.directory.find_key("hash-1") is None
+    assert await rig.directory.find_key("hash-2") == RECORD
+    if rig.connection is not None:
+        assert await rig.connection.execute("EXISTS", key_key("hash-1")) == 0
+
+
+async def test_a_catalog_that_is_let_go_is_there_for_a_while_and_can_be_kept(rig: Rig) -> None:
+    assert not await rig.directory.keep_catalog("abc")
+    await rig.directory.publish_catalog("abc", b"one")
+    await rig.directory.let_catalogs_go(["abc", "never-known"])
+    assert await rig.directory.catalog("abc") == b"one"
+    assert await rig.directory.keep_catalog("abc")
+    if rig.connection is not None:
+        assert await rig.connection.execute("PTTL", "{@control}:catalog:abc") == -1
+
+
 async def test_a_catalog_is_never_published_with_other_bytes(rig: Rig) -> None:
     assert await rig.directory.catalog("abc") is None
     await rig.directory.publish_catalog("abc", b"one")

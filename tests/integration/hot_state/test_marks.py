@@ -36,11 +36,18 @@ async def test_a_backfill_sets_what_is_spent_and_marks_the_budget(rig: Rig) -> N
     assert len(state.windows) == 3, "a window that is forgotten is not made again"
     marks = await rig.hot.marks(ORG, [PLACE])
     assert (marks.token, marks.filled, marks.fences) == ("token-1", {"bud_1": 7, "bud_2": 7}, {FENCE: 1})
-    assert await rig.hot.filled(ORG) == marks.filled
+    assert await rig.hot.filled(ORG, ["bud_2", "bud_none", "bud_1"]) == {"bud_1": 7, "bud_2": 7}
     assert await rig.hot.backfill(ORG, replace(fill, token="token-2", filled={"bud_1": 8}, gone=("bud_2", "bud_3")))
-    assert await rig.hot.filled(ORG) == {"bud_1": 8}
+    assert await rig.hot.filled(ORG, ["bud_1", "bud_2"]) == {"bud_1": 8}
+    assert await rig.hot.filled(ORG, []) == {}
     again = await rig.state()
     assert (again.windows, again.rings) == (state.windows, state.rings), "the same again changes no figure"
+
+
+async def test_the_marks_of_very_many_budgets_are_found(rig: Rig) -> None:
+    marks = {f"bud_{number}": number for number in range(1, 2_600, 2)}
+    assert await rig.hot.backfill(ORG, Backfill({FENCE: 0}, {}, marks, "token-1"))
+    assert await rig.hot.filled(ORG, [f"bud_{number}" for number in range(2_600)]) == marks
 
 
 async def test_a_backfill_is_refused_when_the_org_is_cold_or_has_been_folded_further(rig: Rig) -> None:
@@ -50,6 +57,7 @@ async def test_a_backfill_is_refused_when_the_org_is_cold_or_has_been_folded_fur
     assert not await rig.hot.backfill(ORG, fill)
     await rig.go_cold()
     assert not await rig.hot.backfill(ORG, replace(fill, fences={FENCE: 1}))
+    assert await rig.hot.filled(ORG, ["bud_1"]) is await rig.hot.filled(ORG, []) is None
     assert replace(await rig.state(), epoch="epoch-1", loaded_at_ms=before.loaded_at_ms) == before
 
 

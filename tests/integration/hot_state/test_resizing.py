@@ -9,6 +9,7 @@ from services.adapters.valkey_connection import ValkeyConnection
 from services.core import fold
 from services.core.budgets import Proposal
 from services.core.hotstate import (
+    WINDOW_GRACE_MS,
     Admitted,
     Applied,
     Cold,
@@ -20,7 +21,7 @@ from services.core.hotstate import (
     StaleWindow,
 )
 from services.core.windows import CalendarSpan, RollingSpan, SessionSpan
-from tests.support.hot_rig import CHARGE, EMPTY, NOW_MS, ORG, PLACE, Rig, proposal, request_of, settle
+from tests.support.hot_rig import CHARGE, EMPTY, NOW_MS, ORG, PLACE, SPAN, Rig, proposal, request_of, settle
 from tests.support.hot_state import read_state
 
 RING = RollingSpan(1_000, 60, NOW_MS // 1_000)
@@ -266,3 +267,25 @@ async def test_what_an_expiry_booked_is_taken_back_from_where_it_was_booked(rig:
     assert await rig.hot.apply(ORG, PLACE, [settled], 2) == Applied(1, 0)
     assert await spent(rig, proposal(100), other) == [0, 25]
     assert await held(rig, proposal(100), other) == [0, 0]
+
+
+async def test_a_window_that_is_forgotten_has_no_room_to_grow(rig: Rig) -> None:
+    """A hold may live for long after its window, whose figures are gone then: nobody knows what it had spent."""
+    watched = replace(proposal(100, "bud_2"), is_fixed=True, full_rule="pass")
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100), proposal(100, "bud_2"))), Admitted)
+    await rig.turn_to(SPAN.end_ms)
+    over = await resize(rig, 101, FIXED, watched)
+    assert isinstance(over, Refused)
+    assert over.room_at_ms is None, "the window is over, and what is spent in it does not leave it"
+    await rig.turn_to(SPAN.end_ms + WINDOW_GRACE_MS - 1)
+    assert isinstance(await resize(rig, 50, FIXED, watched), Admitted)
+    await rig.turn_to(SPAN.end_ms + WINDOW_GRACE_MS)
+    refused = await resize(rig, 51, FIXED, watched)
+    assert isinstance(refused, Refused)
+    assert [(each.budget_id, each.remaining_nano, each.spent_nano) for each in refused.exhausted] == [("bud_1", 0, 100)]
+    assert refused.room_at_ms is None
+    for amount_nano in (50, 40, 0):
+        answer = await resize(rig, amount_nano, FIXED, watched)
+        assert isinstance(answer, Admitted)
+        assert [each.remaining_nano for each in answer.standings] == [0, 0]
+    assert isinstance(await resize(rig, 1, watched), Admitted)
