@@ -107,6 +107,7 @@ class ClientSettings(BaseSettings):
 
     url: str | None = Field(default=None, description="Base URL of the gateway.")
     admin_key: SecretStr | None = Field(default=None, description="An admin key of the org to manage.")
+    key: SecretStr | None = Field(default=None, description="A key to call the gateway by, as an agent does.")
 
 
 def variable(name: str) -> SecretStr | None:

@@ -67,6 +67,14 @@ def resets_line(budget: Any) -> str:
     return moment(standing["resets_at"])
 
 
+def past_line(budget: Any) -> str:
+    """Whether what was spent before the budget counted is in its figures."""
+    known = budget.get("backfilled")
+    if known is None:
+        return "-"
+    return "counted" if known else "not known yet"
+
+
 def _begin(budget: Any) -> str:
     """Where a calendar window begins, when that is not where everyone would think."""
     if budget["week_start"]:

@@ -1,17 +1,28 @@
-"""``farthing budgets``: set, change, list, show and remove caps."""
+"""``farthing budgets``: set, change, list, show and remove caps, and hand on parts of them."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import typer
 
-from services.commands.budget_lines import WEEKDAYS, full_line, resets_line, scope_text, spends_line, window_line
+from services.commands.budget_lines import (
+    WEEKDAYS,
+    full_line,
+    past_line,
+    resets_line,
+    scope_text,
+    spends_line,
+    window_line,
+)
 from services.commands.client import Api, connect
 from services.commands.errors import CommandError
 from services.commands.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
 from services.commands.output import console, dollars, moment, print_json, print_table, text
+from services.commands.parts import delegate, end, is_part, show_part
 
-app = typer.Typer(help="Set, change, list, show and remove budgets.", no_args_is_help=True)
+app = typer.Typer(help="Set, change, list, show and remove budgets, and hand on parts of them.", no_args_is_help=True)
+app.command()(delegate)
+app.command()(end)
 
 _PAGE: Final = 500
 _LIMIT: Final = "US dollars, such as 50.00; 0 blocks everything."
@@ -91,7 +102,10 @@ def show(
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one budget and where it stands."""
+    """Show one budget, or a part of one, and where it stands."""
+    if is_part(budget_id):
+        show_part(budget_id, data_dir, as_json)
+        return
     with connect(data_dir) as api:
         budget = api.get(f"/api/v1/budgets/{budget_id}", value=value, session=session)
     if as_json:
@@ -107,6 +121,7 @@ def show(
             ("held", dollars(standing["held_usd"])),
             ("left", dollars(standing["remaining_usd"])),
             ("resets", resets_line(budget)),
+            ("past spend", past_line(budget)),
             ("when full", full_line(budget)),
             ("parent", text(budget["parent_id"])),
             ("tells at", ", ".join(f"{each} %" for each in budget["thresholds"]) or "-"),

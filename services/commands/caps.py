@@ -79,8 +79,18 @@ def _change(data_dir: Path, as_json: bool, billing_class: str, cell: dict[str, s
 
 def _print_matrix(answer: Any) -> None:
     print_table(
-        ("class", "a day>", "a month>", "a session>"),
-        ((name, *(_limit(cell, period) for period, _ in _PERIODS)) for name, cell in sorted(answer["caps"].items())),
+        ("class", "a day>", "left>", "a month>", "left>", "a session>"),
+        (
+            (
+                name,
+                _limit(cell, "daily"),
+                _left(answer, name, "daily"),
+                _limit(cell, "monthly"),
+                _left(answer, name, "monthly"),
+                _limit(cell, "perSession"),
+            )
+            for name, cell in sorted(answer["caps"].items())
+        ),
         "There are no caps.",
     )
 
@@ -89,6 +99,12 @@ def _limit(cell: Any, period: str) -> str:
     if period not in cell:
         return "-"
     return "not enforced" if cell[period] is None else dollars(cell[period])
+
+
+def _left(answer: Any, name: str, period: str) -> str:
+    """What is left of a cap; of one that is not enforced, or while the spend state is away, nothing is said."""
+    standing = ((answer.get("standings") or {}).get(name) or {}).get(period)
+    return "-" if standing is None else dollars(standing["remainingUsd"])
 
 
 def _path(api: Api) -> str:

@@ -18,20 +18,23 @@ _TIMEOUT_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The Farthing to talk to. `instance` is set when it runs on this machine and was found by its data directory."""
+    """The Farthing to talk to, and the key to call it by.
+
+    `instance` is set when it runs on this machine and was found by its data directory.
+    """
 
     base_url: str
-    admin_key: str
+    key: str
     instance: Instance | None
 
 
-def find_target(data_dir: Path) -> Target:
+def find_target(data_dir: Path, own_key: str | None = None) -> Target:
     """The Farthing named by FARTHING_URL and FARTHING_ADMIN_KEY, else the one that runs on `data_dir`.
 
-    Raises `CommandError` when there is none, or no admin key for it.
+    `own_key` is used in the admin key's place. Raises `CommandError` when there is none, or no admin key for it.
     """
     settings = ClientSettings()
-    key = None if settings.admin_key is None else settings.admin_key.get_secret_value()
+    key = own_key or (None if settings.admin_key is None else settings.admin_key.get_secret_value())
     if settings.url is not None:
         if key is None:
             raise CommandError("FARTHING_URL is set and FARTHING_ADMIN_KEY is not; set both", "no_admin_key")
@@ -58,7 +61,7 @@ class Api:
             self._client = httpx.Client(base_url=target.base_url, timeout=_TIMEOUT_S)
         else:
             self._client = loopback.client(_TIMEOUT_S, target.base_url)
-        self._client.headers["Authorization"] = f"Bearer {target.admin_key}"
+        self._client.headers["Authorization"] = f"Bearer {target.key}"
 
     def get(self, path: str, **query: object) -> Any:
         """The answer to a GET; parameters that are None are left out."""
@@ -68,9 +71,9 @@ class Api:
         """The answer to a PUT of `body`."""
         return self._call("PUT", path, json=body)
 
-    def post(self, path: str, body: Mapping[str, object]) -> Any:
+    def post(self, path: str, body: Mapping[str, object], headers: Mapping[str, str] | None = None) -> Any:
         """The answer to a POST of `body`."""
-        return self._call("POST", path, json=body)
+        return self._call("POST", path, json=body, headers=headers)
 
     def patch(self, path: str, body: Mapping[str, object]) -> Any:
         """The answer to a PATCH of `body`."""
@@ -115,6 +118,12 @@ class Api:
 def connect(data_dir: Path) -> Api:
     """The API of the Farthing that `find_target` finds."""
     return Api(find_target(data_dir))
+
+
+def connect_as_caller(data_dir: Path) -> Api:
+    """The same, called by the key in FARTHING_KEY as agents call it; without one, by the admin key."""
+    key = ClientSettings().key
+    return Api(find_target(data_dir, None if key is None else key.get_secret_value()))
 
 
 def _query(parameters: Mapping[str, object]) -> dict[str, str]:

@@ -93,7 +93,7 @@ async def _bootstrap(connection: Connection, context: Context, org: str, hold_ms
     change = Change(connection, org, "bootstrap", 1)
     await change.audit("org.create", org, after=org_fields(await org_queries.find(connection, org)))
     await ensure_placed(change, _DEFAULT_NAME, _DEFAULT_NAME)
-    await put_budget(change, SetBudget(limit_usd=_DEFAULT_LIMIT_USD, window="day"), context.expressions)
+    await put_budget(change, SetBudget(limit_usd=_DEFAULT_LIMIT_USD, window="day"), context)
     admin = await make_key(change, context.vault, NewKey(role="org_admin"))
     agent = await make_key(change, context.vault, NewKey(team=_DEFAULT_NAME, agent=_DEFAULT_NAME))
     _log.info("org_made", org=org)

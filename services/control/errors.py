@@ -16,6 +16,7 @@ _log = structlog.get_logger(__name__)
 # What pydantic calls a mistake, in words that say how to mend it. Texts never repeat what was sent: it may be a secret.
 _MISTAKES = {
     "missing": "is required",
+    "null": "must not be null; leave it out, and it stays as it is",
     "string_type": "must be a JSON string",
     "string_too_short": "must not be empty",
     "string_too_long": "is too long",

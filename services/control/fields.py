@@ -1,10 +1,12 @@
 """Field types and base classes of requests and answers."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from services.core.codec_fields import format_time
 
@@ -32,6 +34,26 @@ class Body(BaseModel):
     """A request body: unknown fields and lenient conversions are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class NotNull:
+    """Marks an optional field that may be left out and can't be nothing: a null is refused, not taken for left out."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The field's schema, behind the check."""
+        return core_schema.no_info_before_validator_function(_refuse_null, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """What the field takes, without the null."""
+        told = handler(schema)
+        (kind,) = (each for each in told.pop("anyOf") if each != {"type": "null"})
+        return {**told, **kind}
+
+
+def _refuse_null(value: Any) -> Any:
+    if value is None:
+        raise PydanticCustomError("null", "must not be null")
+    return value
 
 
 class Made(BaseModel):

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from services.core.budgets import EACH, MAX_BUDGETS_PER_CALL, MAX_DEPTH, SCOPE_KINDS, Budget, Proposal
 from services.core.events import CallFacts
+from services.core.parts import ROUTE as PART_ROUTE
 from services.core.windows import SessionWindow, span_at
 
 # What fits into an id (`core.identity`) beside a budget's own, and can't be mistaken for a window's key behind it.
@@ -25,6 +26,11 @@ CONTEXT_FIELDS: Final = frozenset(
         *("vendor", "route", "model", "auth_mode", "billing_class"),
     }
 )
+
+# What only calls have. A part (`core.parts`) is carved before any of its calls is known: what is capped by these caps
+# the calls, when they are made.
+_KINDS_OF_CALLS: Final = frozenset({"billing_class", "vendor", "model"})
+_FIELDS_OF_CALLS: Final = frozenset({"vendor", "route", "model", "auth_mode", "billing_class"})
 
 Predicate = Callable[[Mapping[str, Any]], bool]
 
@@ -107,6 +113,7 @@ class BudgetIndex:
         self._expressions_known: dict[object, tuple[tuple[_Chain, ...], tuple[str, ...]]] = {}
         # What no budget speaks of is not looked at.
         self._kinds = tuple(kind for kind in SCOPE_KINDS if kind in named or kind in by_each)
+        self._kinds_of_parts = tuple(kind for kind in self._kinds if kind not in _KINDS_OF_CALLS)
 
     def find(self, budget_id: str) -> Budget | None:
         """The budget of an id, that of one value of it included."""
@@ -119,10 +126,13 @@ class BudgetIndex:
         past it, and what a cheaper model answers in another's place counts against both. So does an expression that is
         true for any of these names. One that fails counts as a match, flagged: money is never let past a budget by an
         error. Raises `TooManyBudgetsError`.
+
+        The carving of a part is charged to what caps all of its calls, whatever they will be: to no budget of a vendor,
+        a model or a billing class, and to an expression only where it is true without these being known.
         """
         found: dict[str, Applicable] = {}
         names = tuple(dict.fromkeys((*names_of(facts), *models)))
-        for kind in self._kinds:
+        for kind in self._kinds if facts.route != PART_ROUTE else self._kinds_of_parts:
             self._match(found, kind, names if kind == "model" else _VALUES[kind](facts))
         flags: tuple[str, ...] = ()
         if self._by_expression:
@@ -147,7 +157,9 @@ class BudgetIndex:
         known = self._expressions_known.get(key)
         if known is not None:
             return known
-        contexts = [context_of(facts) | {"model": name} for name in names] or [context_of(facts)]
+        is_part = facts.route == PART_ROUTE
+        contexts = [_of_part(facts)] if is_part else [context_of(facts) | {"model": name} for name in names]
+        contexts = contexts or [context_of(facts)]
         chains: list[_Chain] = []
         flags: list[str] = []
         for budget, predicate, chain in self._by_expression:
@@ -156,8 +168,10 @@ class BudgetIndex:
             try:
                 matches = any(predicate(context) for context in seen)
             except ExpressionError:
-                matches = True
-                flags.append(f"expression_error:{budget.budget_id}")
+                # What can't be said of a part before its calls are there is asked of each of them.
+                matches = not is_part
+                if matches:
+                    flags.append(f"expression_error:{budget.budget_id}")
             if matches:
                 chains.append(chain)
         if len(self._expressions_known) >= _CONTEXTS_KEPT:
@@ -266,6 +280,11 @@ def context_of(facts: CallFacts) -> dict[str, Any]:
         "auth_mode": facts.auth_mode,
         "billing_class": facts.billing_class,
     }
+
+
+def _of_part(facts: CallFacts) -> dict[str, Any]:
+    """What an expression may speak of before any call of a part is there; what it says of them fails."""
+    return {name: value for name, value in context_of(facts).items() if name not in _FIELDS_OF_CALLS}
 
 
 def instance_id(budget_id: str, value: str) -> str:

@@ -5,15 +5,21 @@ settled at what the part has spent: the rest is free again. The events say which
 flags, so that whoever ends it looks nothing up.
 """
 
+import hashlib
+import hmac
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
-from services.core.budgets import Proposal, Standing
+from services.core.budgets import Budget, Proposal, Standing
 from services.core.events import CallFacts, ComponentCost, Settlement
 from services.core.hotstate import WINDOW_GRACE_MS, DueHold
+from services.core.identity import KEY_PREFIX
 from services.core.windows import CalendarSpan, parse_span
 
 ROUTE: Final = "delegation"
-# Such a reservation is no vendor's bill.
+# Such a reservation is no vendor's bill, and no budget of vendors is charged for it (`core.matching`).
 VENDOR: Final = "farthing"
 RESERVATION_PREFIX: Final = "dlg_"
 BUDGET_PREFIX: Final = "sub_"
@@ -21,6 +27,8 @@ BUDGET_PREFIX: Final = "sub_"
 _LAST_LOOK_MS: Final = 3_600_000
 # The key of a part is named after its budget, so that nobody takes it for a key without one.
 _KEY_PREFIX: Final = "key_"
+_ALPHABET: Final = string.ascii_letters + string.digits
+_SECRET_CHARACTERS: Final = 40
 _PART: Final = "part:"
 _WINDOW: Final = "window:"
 
@@ -33,6 +41,49 @@ def key_of(budget_id: str) -> str:
 def budget_of_key(key_id: str) -> str | None:
     """The budget that all calls of a key are charged to because it is a part's; None for any other key."""
     return key_id.removeprefix(_KEY_PREFIX) if key_id.startswith(_KEY_PREFIX + BUDGET_PREFIX) else None
+
+
+def part_key(maker_key: str, budget_id: str) -> str:
+    """The key of a part that is asked for with an Idempotency-Key, made of its maker's key (both in clear).
+
+    The same for the same part, so that it can be told again and is kept nowhere. Nobody makes it who has not the
+    maker's key, and it tells nothing of that, nor of another part's.
+    """
+    made = hmac.new(maker_key.encode(), f"key of {budget_id}".encode(), hashlib.sha512).digest()
+    number, text = int.from_bytes(made), ""
+    for _ in range(_SECRET_CHARACTERS):
+        number, rest = divmod(number, len(_ALPHABET))
+        text += _ALPHABET[rest]
+    return KEY_PREFIX + text
+
+
+def held_alike(part: Budget, covered: Sequence[Budget]) -> Budget:
+    """The budget of a part, by which its calls are held as those of what it was carved from: the budgets `covered`.
+
+    Of several, as for a call that falls under them all: by past calls where all of them say so, and a stream a step at
+    a time where all that can stop it do (PR-5, BU-6).
+    """
+    enforced = [each for each in covered if each.full_rule != "pass"]
+    is_calibrated = bool(covered) and all(each.estimate == "calibrated" for each in covered)
+    return replace(
+        part,
+        estimate="calibrated" if is_calibrated else "strict",
+        extend=bool(enforced) and all(each.extend for each in enforced),
+    )
+
+
+def parts_held_alike(parts: Iterable[Budget], budgets: Iterable[Budget]) -> tuple[Budget, ...]:
+    """The budgets of an org's parts, each `held_alike` those of `budgets` that it covers.
+
+    A part of a part covers all that the outer one does, so parts need not be among them. What is gone says nothing.
+    """
+    all_parts = tuple(parts)
+    named = {name.partition("@")[0] for part in all_parts for name in part.covers}
+    known: Mapping[str, Budget] = {each.budget_id: each for each in budgets if each.budget_id in named} if named else {}
+    return tuple(
+        held_alike(part, [known[name] for each in part.covers if (name := each.partition("@")[0]) in known])
+        for part in all_parts
+    )
 
 
 def part_flags(budget_id: str, span: CalendarSpan) -> tuple[str, ...]:

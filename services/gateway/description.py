@@ -59,7 +59,7 @@ class EndedAnswer(_Answer):
 
 
 class PartAnswer(_Answer):
-    """A part of a budget; `key` is there once, in the answer that made it."""
+    """A part of a budget; `key` is there in the answer that made it, and in no other."""
 
     budget_id: str
     parent_budget_id: str
@@ -109,7 +109,15 @@ _KEY_HEADER: Final = {
 _EXTEND_KEY_HEADER: Final = _KEY_HEADER | {
     "description": "The same key and body are answered alike, for two days longer than the hold was first taken for.",
 }
-_KEY_HEADERS: Final = {"/v1/reservations": _KEY_HEADER, "/v1/reservations/{id}/extend": _EXTEND_KEY_HEADER}
+_PART_KEY_HEADER: Final = _KEY_HEADER | {
+    "description": "The same key and body are answered with the part that is there, its key included; another body is a"
+    " 409. A refusal makes no part and may be tried again.",
+}
+_KEY_HEADERS: Final = {
+    "/v1/reservations": _KEY_HEADER,
+    "/v1/reservations/{id}/extend": _EXTEND_KEY_HEADER,
+    "/v1/budgets/{id}/delegate": _PART_KEY_HEADER,
+}
 _Route = tuple[str, str, str, type[BaseModel] | None, int, tuple[type[BaseModel], ...]]
 _ROUTES: Final[tuple[_Route, ...]] = (
     ("post", "/v1/reservations", "Reserves an amount.", ReserveBody, 201, (HeldAnswer,)),

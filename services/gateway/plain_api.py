@@ -1,5 +1,6 @@
 """What the routes of our own share that are no vendor's: who asks, the body, errors in the plain form (GW-8)."""
 
+import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
@@ -10,13 +11,15 @@ from typing import Any, Final
 from services.core.identity import DIMENSIONS, Identity, KeyRecord
 from services.core.ports import UnavailableError
 from services.gateway.body import AT_ONCE_NS, ClientGoneError, Message, Receive, Send, read_body
-from services.gateway.headers import CallHeaders, HeaderReader
+from services.gateway.headers import CallHeaders, HeaderReader, last_value
 from services.gateway.identify import Authenticator
 from services.gateway.refusal import RefusedError, rebuilding
 from services.gateway.respond import JSON, send_plain, send_whole
 from services.gateway.snapshots import OrgView, Snapshots
 
 MAX_BODY_BYTES: Final = 65_536
+_MAX_KEY_CHARS: Final = 255
+_BEARER: Final = "Bearer "
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,11 @@ class Caller:
     def org(self) -> str:
         """The caller's org."""
         return self.identity.org
+
+    @property
+    def secret(self) -> str:
+        """The caller's API key in clear."""
+        return self.credentials["authorization"].removeprefix(_BEARER)
 
     @property
     def is_admin(self) -> bool:
@@ -89,7 +97,7 @@ class PlainApi(ABC):
         identity = await self._authenticator.identify(headers)
         key = await self._authenticator.key(headers)
         view = await self._view(identity.org)
-        return Caller(identity, key, view, {"authorization": f"Bearer {headers.key}"})
+        return Caller(identity, key, view, {"authorization": f"{_BEARER}{headers.key}"})
 
     async def _view(self, org: str) -> OrgView:
         try:
@@ -103,6 +111,23 @@ def check_method(method: str, right: str) -> None:
     if method != right:
         message = f"this path takes {right}, not {method}"
         raise RefusedError(405, "method_not_allowed", message, headers=((b"allow", right.encode()),))
+
+
+def idempotency_key(scope: Message) -> str | None:
+    """The request's ``Idempotency-Key``; None without one. Raises `RefusedError` (400) for one that can't be one."""
+    value = last_value(scope["headers"], b"idempotency-key")
+    if value is None:
+        return None
+    key = value.decode("latin-1").strip()
+    if not key or len(key) > _MAX_KEY_CHARS or not key.isprintable():
+        message = f"Idempotency-Key must be 1 to {_MAX_KEY_CHARS} printable characters"
+        raise RefusedError(400, "invalid_request", message, param="idempotency-key")
+    return key
+
+
+def digest(*parts: str) -> str:
+    """A name made of others: equal ones give the same, and others don't."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
 
 def away(message: str) -> RefusedError:

@@ -253,6 +253,31 @@ async def test_what_is_taken_away_takes_what_needs_it_along(control: Control) ->
     assert (changed["when_full"], changed["downgrade_to"]) == ("block", None)
 
 
+async def test_a_call_can_be_downgraded_to_a_model_that_has_a_price_by_whoever_gave_it_one(
+    control: Control, postgres_dsn: str
+) -> None:
+    """Gateways take a cheaper model by its price: the policy for unknown models gives none."""
+    await control.ask("PATCH", "org", {"unknown_models": {"policy": "allow_unpriced"}})
+    wanted = {"window": "day", "when_full": "downgrade", "downgrade_to": "gpt-own"}
+    error = await refused(control, 400, "PUT", "budgets", LIMIT | wanted)
+    assert (error.field, "set its price first" in error.message) == ("downgrade_to", True)
+    price = {"vendor": "openai", "model": "gpt-own", "usd": {"input": "0.1", "output": "0.2"}}
+    await control.ask("PUT", "price-overrides", price)
+    made = await put(control, **wanted)
+    assert made["downgrade_to"] == "gpt-own"
+    by_vendor = {**wanted, "scope": scope("vendor", "mine")}
+    assert (await refused(control, 400, "PUT", "budgets", LIMIT | by_vendor)).field == "downgrade_to"
+    asked = {"base_url": "https://llm.example.org/v1", "api_key": "sk-1", "prices_as": "openai"}
+    await control.ask("PUT", "connections/mine", asked)
+    await put(control, **by_vendor)
+    # What a budget has already is no reason to refuse another change of it.
+    connection = await asyncpg.connect(postgres_dsn)
+    await connection.execute("UPDATE budgets SET downgrade_to = 'gpt-gone' WHERE budget_id = $1", made["budget_id"])
+    await connection.close()
+    changed = await control.ask("PATCH", f"budgets/{made['budget_id']}", {"limit_usd": "9"})
+    assert (changed["limit_usd"], changed["downgrade_to"]) == ("9.000000000", "gpt-gone")
+
+
 async def test_a_change_is_audited_with_all_it_changed(control: Control) -> None:
     made = await put(control, team="ml", window="day")
     await control.ask("PATCH", f"budgets/{made['budget_id']}", {"when_full": "alert"})
@@ -354,6 +379,20 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"downgrade_to": "gpt-4o-mini"}, "downgrade_to", "set when_full"),
     ({"when_full": "alert", "downgrade_to": "gpt-4o-mini"}, "downgrade_to", "set when_full"),
     ({"when_full": "downgrade", "downgrade_to": "a\u0000b"}, "downgrade_to", "such as gpt-4o-mini"),
+    ({"when_full": "downgrade", "downgrade_to": "gpt-9-nano"}, "downgrade_to", "GET /api/v1/prices"),
+    (
+        {"when_full": "downgrade", "downgrade_to": "gpt-4o-mini", "scope": scope("vendor", "anthropic")},
+        "downgrade_to",
+        "'anthropic', whose calls this budget caps",
+    ),
+    (
+        {"when_full": "downgrade", "downgrade_to": "gpt-4o-mini", "scope": scope("billing_class", "byok.anthropic")},
+        "downgrade_to",
+        "has no price with vendor 'anthropic'",
+    ),
+    ({"team": None}, "team", "must not be null"),
+    ({"scope": None}, "scope", "must not be null"),
+    ({"thresholds": None}, "thresholds", "must not be null"),
     ({"thresholds": [0]}, "thresholds", "from 1 to 100"),
     ({"thresholds": [101]}, "thresholds", "from 1 to 100"),
     ({"thresholds": [85, 60]}, "thresholds", "must ascend"),
@@ -385,6 +424,12 @@ async def test_a_change_is_refused_by_field_and_changes_nothing(control: Control
         ({"scope": scope("user", "ann")}, "scope", "not a field"),
         ({"team": "ml"}, "team", "not a field"),
         ({"limit_usd": "-1"}, "limit_usd", "not be negative"),
+        ({"limit_usd": None}, "limit_usd", "must not be null; leave it out"),
+        ({"limit_usd": "7", "window": None}, "window", "must not be null"),
+        ({"limit_usd": "7", "estimate": None}, "estimate", "must not be null"),
+        ({"limit_usd": "7", "extend": None}, "extend", "must not be null"),
+        ({"limit_usd": "7", "when_full": None}, "when_full", "must not be null"),
+        ({"when_full": "downgrade", "downgrade_to": "gpt-9-nano"}, "downgrade_to", "no price with any vendor"),
         ({"window": "lifetime"}, "window", "a window that ends"),
         ({"window": "1h", "zone": "UTC"}, "zone", "leave zone out"),
         ({"week_start": 3}, "week_start", "use window week"),
@@ -479,9 +524,35 @@ async def test_budgets_of_each_value_and_session_stand_by_value_and_session(cont
         assert (error.error, error.field) == ("invalid_request", field)
 
 
+async def test_a_budget_tells_whether_its_past_is_known(control: Control) -> None:
+    day, month = (
+        await put(control, window="day", team="ml"),
+        await put(control, window="month", scope=scope("user", "*")),
+    )
+    hot = control.context.hot
+
+    async def told(query: str = "") -> dict[str, Any]:
+        listed = (await control.ask("GET", "budgets"))["budgets"]
+        single = [await control.ask("GET", f"budgets/{each['budget_id']}") for each in listed]
+        known = {each["budget_id"]: each["backfilled"] for each in listed}
+        assert known == {each["budget_id"]: each["backfilled"] for each in single}
+        of_ann = await control.ask("GET", f"budgets/{month['budget_id']}?value=ann")
+        assert of_ann["backfilled"] == known[month["budget_id"]]
+        return {each["budget_id"]: known[each["budget_id"]] for each in (day, month)}
+
+    assert day["backfilled"] is None, "the spend state is cold"
+    marks = {day["budget_id"]: day["since_version"], month["budget_id"]: month["since_version"] - 1}
+    assert await hot.load("default", OrgImage({}, {}, {}, {}, filled=marks), "epoch-1")
+    assert await told() == {day["budget_id"]: True, month["budget_id"]: False}, "a mark of an earlier window is none"
+    changed = await control.ask("PATCH", f"budgets/{day['budget_id']}", {"window": "week"})
+    assert changed["backfilled"] is False
+    await control.ask("PATCH", f"budgets/{month['budget_id']}", {"limit_usd": "7"})
+    assert await told() == {day["budget_id"]: False, month["budget_id"]: False}
+
+
 async def test_what_has_no_one_standing_says_so_while_the_hot_state_is_away(postgres_dsn: str, tmp_path: Path) -> None:
     async with running_control(postgres_dsn, tmp_path, Away(), Away()) as control:
         users = await put(control, window="day", scope=scope("user", "*"))
         path = f"budgets/{users['budget_id']}"
-        assert users["standing"]["reason"] == "per_value"
+        assert (users["standing"]["reason"], users["backfilled"]) == ("per_value", None)
         assert (await control.ask("GET", f"{path}?value=ann"))["standing"]["reason"] == "hot_state_unreachable"

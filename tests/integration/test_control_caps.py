@@ -14,8 +14,10 @@ from services.control.errors import ErrorAnswer
 from services.control.keys.service import NewKey, make_key
 from services.control.orgs import queries as org_queries
 from services.core.budgets import Budget
+from services.core.codec_fields import format_time
+from services.core.hotstate import OrgImage
 from services.core.snapshot import Snapshot, decode_snapshot
-from services.core.windows import CalendarWindow, SessionWindow
+from services.core.windows import CalendarSpan, CalendarWindow, SessionWindow, span_at
 from tests.support.control import Control, running_control
 
 POLICY = "/api/admin/billing/cap-policy/default"
@@ -62,7 +64,8 @@ async def caps_of(control: Control) -> dict[str, Budget]:
 
 async def test_an_org_begins_without_caps(control: Control) -> None:
     version = (await control.ask("GET", "org"))["config_version"]
-    assert await control.ask("GET", POLICY) == {"orgId": "default", "configVersion": version, "caps": {}}
+    told = await control.ask("GET", POLICY)
+    assert told == {"orgId": "default", "configVersion": version, "caps": {}, "standings": {}}
 
 
 async def test_null_is_kept_and_told_and_what_was_not_named_is_not_there(control: Control) -> None:
@@ -72,6 +75,36 @@ async def test_null_is_kept_and_told_and_what_was_not_named_is_not_there(control
         "metered.openai": {"daily": "10.000000000", "monthly": None},
     }
     assert (await control.ask("GET", POLICY))["caps"] == caps
+
+
+async def test_the_matrix_tells_where_its_days_and_months_stand(control: Control) -> None:
+    await patch(
+        control,
+        {
+            "metered.openai": {"daily": "10.00", "monthly": "100", "perSession": "1"},
+            "byok.openai": {"daily": None, "monthly": 0},
+            "local.vllm": {"perSession": 0},
+        },
+    )
+    hot = control.context.hot
+    assert (await control.ask("GET", POLICY))["standings"] is None, "the spend state is being rebuilt"
+    daily = next(name for name in await caps_of(control) if name.startswith("cap_daily_metered.openai"))
+    day = span_at(CalendarWindow("day", "UTC"), await hot.now_ms())
+    assert isinstance(day, CalendarSpan)
+    assert await hot.load("default", OrgImage({(daily, day.key()): 2_500_000_000}, {}, {}, {}), "epoch-1")
+    standings = (await control.ask("GET", POLICY))["standings"]
+    assert {name: sorted(cell) for name, cell in standings.items()} == {
+        "byok.openai": ["monthly"],
+        "metered.openai": ["daily", "monthly"],
+    }
+    assert standings["metered.openai"]["daily"] == {
+        "spentUsd": "2.500000000",
+        "heldUsd": "0.000000000",
+        "remainingUsd": "7.500000000",
+        "resetsAt": format_time(day.end_ms),
+    }
+    assert standings["byok.openai"]["monthly"]["remainingUsd"] == "0.000000000"
+    assert "standings" not in await control.ask("PATCH", POLICY, {"caps": {"byok.openai": {"monthly": "1"}}})
 
 
 async def test_a_change_is_merged_cap_by_cap(control: Control) -> None:

@@ -14,6 +14,7 @@ from services.control.context import Context
 from services.control.delegations import service
 from services.control.delegations.service import end_due
 from services.core.identity import hash_key
+from services.core.parts import part_key
 from services.core.ports import UnavailableError
 from services.core.snapshot import decode_snapshot
 from services.core.windows import IntervalWindow
@@ -93,6 +94,30 @@ async def test_a_part_is_made_once_and_by_our_own_services_only(control: Control
     with pytest.raises(UnavailableError, match="401"):
         await asking(control, control.admin_key).delegate("default", CARVED)
     assert await asking(control).find("default", "sub_2") is None
+
+
+async def test_a_part_that_is_asked_for_once_brings_its_key_and_what_it_was_asked_for_with(control: Control) -> None:
+    key = part_key(control.agent_key, "sub_1")
+    once = replace(CARVED, request_hash="a" * 64, key=key)
+    assert await asking(control).delegate("default", once) == key
+    record = await control.directory.find_key(hash_key(key, control.secrets.pepper))
+    assert record is not None
+    known = await asking(control).find("default", "sub_1")
+    assert known is not None
+    assert (known["request_hash"], known["reservation_id"], "key" in known) == ("a" * 64, "dlg_1", False)
+    with pytest.raises(DeclinedError) as declined:
+        await asking(control).delegate("default", replace(once, reservation_id="dlg_2"))
+    assert declined.value.code == "already_delegated"
+    with pytest.raises(DeclinedError, match="form of a key") as declined:
+        await asking(control).delegate("default", replace(once, budget_id="sub_2", key="fk_live_short"))
+    assert "fk_live_short" not in str(declined.value)
+    async with control.context.database.snapshot() as connection:
+        rows = await connection.fetch("SELECT * FROM audit")
+        assert key not in str(rows) + str(await connection.fetch("SELECT * FROM delegations"))
+    await asking(control).delegate("default", replace(CARVED, reservation_id="dlg_3", budget_id="sub_3"))
+    without = await asking(control).find("default", "sub_3")
+    assert without is not None
+    assert without["request_hash"] == ""
 
 
 async def test_a_part_ends_with_the_key_that_has_made_it_and_so_do_its_own_parts(control: Control) -> None:
@@ -179,3 +204,23 @@ async def test_a_budget_that_a_part_was_carved_from_keeps_its_window(control: Co
     async with control.context.change("default", "test") as change:
         await change.connection.execute("UPDATE delegations SET ended_at = now() - interval '2 minutes'")
     await control.ask("PATCH", f"budgets/{made['budget_id']}", {"window": "week"})
+
+
+async def test_the_calls_of_a_part_are_held_as_what_it_was_carved_from_says_now(control: Control) -> None:
+    asked = {"limit_usd": "5", "extend": True, "estimate": "calibrated"}
+    one = await control.ask("PUT", "budgets", {"window": "day", **asked})
+    two = await control.ask("PUT", "budgets", {"window": "month", **asked})
+    await control.ask("PUT", "budgets", {"window": "week", "limit_usd": "5"})
+    await asking(control).delegate("default", replace(CARVED, covers=(one["budget_id"], two["budget_id"])))
+
+    async def told() -> tuple[str, bool]:
+        body = await control.directory.snapshot("default")
+        assert body is not None
+        (part,) = (each for each in decode_snapshot(body).budgets if each.budget_id == "sub_1")
+        return part.estimate, part.extend
+
+    assert await told() == ("calibrated", True)
+    await control.ask("PATCH", f"budgets/{two['budget_id']}", {"extend": False, "estimate": "strict"})
+    assert await told() == ("strict", False)
+    await control.ask("DELETE", f"budgets/{two['budget_id']}")
+    assert await told() == ("calibrated", True)

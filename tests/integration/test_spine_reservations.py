@@ -179,6 +179,32 @@ def test_a_part_is_spent_by_its_key_and_what_is_left_returns(cluster: Cluster) -
     assert caller.recorded(reservation_id)["route"] == "delegation"
 
 
+async def test_one_key_on_two_gateways_at_once_is_one_part(cluster: Cluster) -> None:
+    caller = Caller(cluster, "runner", "1.00")
+    path, body = f"/v1/budgets/{caller.budget_id}/delegate", {"amount_usd": "0.60"}
+
+    def delegate(number: int) -> httpx.Response:
+        return caller.post(path, body, gateway=GATEWAYS[number % 2], **{"idempotency-key": "run-7"})
+
+    answers = await asyncio.gather(*(asyncio.to_thread(delegate, number) for number in range(6)))
+    assert {each.status_code for each in answers} == {201}, answers[0].text
+    assert len({each.text for each in answers}) == 1
+    assert caller.figures() == (0, 60 * CENT)
+    part = answers[0].json()
+    other = caller.post(path, {"amount_usd": "0.61"}, **{"idempotency-key": "run-7"})
+    assert (other.status_code, other.json()["error"]) == (409, "idempotency_conflict")
+    url, headers = cluster.url("gateway-2") + "/v1/chat/completions", {"authorization": f"Bearer {part['key']}"}
+    until(lambda: httpx.post(url, json=sandbox_body(), headers=headers, timeout=30).status_code == 200, "the key works")
+    part_id = part["budget_id"]
+    until(lambda: caller.figures(part_id)[0] > 0 and caller.figures(part_id)[1] == 0, "its call is folded")
+    spent_nano, _ = caller.figures(part_id)
+    assert caller.post(f"/v1/budgets/{part_id}/end").status_code == 200
+    until(lambda: caller.figures() == (spent_nano, 0), "what is left returns")
+    again = caller.post(path, body, gateway=GATEWAYS[1], **{"idempotency-key": "run-7"})
+    assert (again.status_code, again.text) == (201, answers[0].text)
+    assert caller.figures() == (spent_nano, 0)
+
+
 async def test_the_books_agree(cluster: Cluster, log_url: str) -> None:
     log = ValkeyLog(log_url)
     try:

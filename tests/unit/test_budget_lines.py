@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from services.commands.budget_lines import full_line, resets_line, scope_text, spends_line, window_line
+from services.commands.budget_lines import full_line, past_line, resets_line, scope_text, spends_line, window_line
 
 BUDGET: dict[str, Any] = {
     "scope": {"kind": "team", "value": "ml"},
@@ -97,3 +97,16 @@ def test_what_happens_when_it_is_full_reads_as_it_will(options: dict[str, Any], 
 )
 def test_why_nothing_resets_is_said(standing: dict[str, Any], line: str) -> None:
     assert resets_line(BUDGET | {"standing": BUDGET["standing"] | standing}) == line
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"backfilled": True}, "counted"),
+        ({"backfilled": False}, "not known yet"),
+        ({"backfilled": None}, "-"),
+        ({}, "-"),
+    ],
+)
+def test_whether_what_was_spent_before_a_budget_is_counted(told: dict[str, Any], line: str) -> None:
+    assert past_line(BUDGET | told) == line

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from services.control.budgets.forms import ChangeBudget, SetBudget
 from services.control.budgets.rules import changed_window, expression_of, scope_of, with_options
@@ -43,9 +44,32 @@ def test_what_a_request_leaves_out_stays_as_it_is() -> None:
     for budget in (PLAIN, CHILD, CHEAPER):
         assert with_options(budget, change(limit_usd="2")) == budget
         assert with_options(budget, asked()) == budget
-        # Of what can't be nothing, null is no change.
-        assert with_options(budget, change(estimate=None, thresholds=None, child_mode=None, extend=None)) == budget
     assert PLAIN.thresholds == DEFAULT_THRESHOLDS
+
+
+NEVER_NULL = ("estimate", "extend", "child_mode", "enforcement", "when_full", "thresholds")
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [(ChangeBudget, ("limit_usd", "window", *NEVER_NULL)), (SetBudget, ("scope", "team", "agent", *NEVER_NULL))],
+)
+def test_what_can_not_be_nothing_is_never_null(
+    form: type[ChangeBudget] | type[SetBudget], names: tuple[str, ...]
+) -> None:
+    """Else a request that means to change something changes nothing, or caps the whole org, and looks as if it had."""
+    told = form.model_json_schema()["properties"]
+    may_be_null = {"zone", "week_start", "anchor_day", "anchor_month", "anchor", "parent_id", "downgrade_to"}
+    for name in told:
+        fields: dict[str, Any] = {"limit_usd": "1", "window": "day", name: None}
+        if name in may_be_null:
+            form.model_validate(fields)
+            continue
+        with pytest.raises(ValidationError) as caught:
+            form.model_validate(fields)
+        assert [each["loc"] for each in caught.value.errors()] == [(name,)]
+        assert "anyOf" not in told[name]
+    assert may_be_null | set(names) | {"limit_usd", "window"} == told.keys()
 
 
 def test_false_and_empty_are_changes() -> None:

@@ -47,6 +47,7 @@ BUDGET = {
     "downgrade_to": "gpt-4o-mini",
     "thresholds": [50, 90],
     "updated_at": "2026-03-01T10:20:30.456Z",
+    "backfilled": False,
     "standing": {
         "spent_usd": "1.250000001",
         "held_usd": "0.000000000",
@@ -55,6 +56,14 @@ BUDGET = {
     },
     "made": {"team": True, "agent": False},
 }
+PART = {
+    "budget_id": "sub_1",
+    "parent_budget_id": "bud_1",
+    "limit_usd": "5.000000000",
+    "expires_at": "2026-03-01T11:20:30.456Z",
+    "state": "live",
+}
+MADE_PART = {**PART, "reservation_id": "dlg_1", "key": "fk_live_" + "p" * 40}
 TRANSACTION = {
     "transaction_id": "txn_1",
     "state": "settled",
@@ -198,6 +207,7 @@ class StandIn:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, Any]] = []
         self.keys: list[str | None] = []
+        self.once: str | None = None
         self.answers: dict[tuple[str, str], tuple[int, Any]] = {
             ("GET", "/api/v1/keys"): (200, {"keys": [KEY]}),
             ("POST", "/api/v1/keys"): (201, {**KEY, "key": "fk_live_" + "a" * 40}),
@@ -209,6 +219,9 @@ class StandIn:
             ("GET", "/api/v1/budgets/bud_1?value=a&session=s"): (200, BUDGET),
             ("PATCH", "/api/v1/budgets/bud_1"): (200, BUDGET),
             ("DELETE", "/api/v1/budgets/bud_1"): (204, None),
+            ("POST", "/v1/budgets/bud_1/delegate"): (201, MADE_PART),
+            ("POST", "/v1/budgets/sub_1/end"): (200, {"budget_id": "sub_1", "state": "ended"}),
+            ("GET", "/v1/budgets/sub_1"): (200, {**PART, "spent_usd": "1.250000000", "held_usd": "0.500000000"}),
             ("GET", "/api/v1/connections"): (200, {"connections": [CONNECTION]}),
             ("PUT", "/api/v1/connections/openai"): (200, CONNECTION),
             ("DELETE", "/api/v1/connections/openai"): (204, None),
@@ -248,6 +261,7 @@ class StandIn:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 outer.asked.append((self.command, self.path, json.loads(body) if body else None))
                 outer.keys.append(self.headers["authorization"])
+                outer.once = self.headers["idempotency-key"]
                 status, fields = outer.answers.get(
                     (self.command, self.path), (404, {"error": "not_found", "message": f"nothing at {self.path}"})
                 )
@@ -273,6 +287,7 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
     thread.start()
     monkeypatch.setenv("FARTHING_URL", stand_in.url)
     monkeypatch.setenv("FARTHING_ADMIN_KEY", "fk_live_admin")
+    monkeypatch.delenv("FARTHING_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
     yield stand_in
     stand_in.server.shutdown()
@@ -347,6 +362,21 @@ class Run:
             ["bud_1"],
         ),
         (["budgets", "rm", "bud_1"], ("DELETE", "/api/v1/budgets/bud_1", None), ["Removed bud_1"]),
+        (
+            ["budgets", "delegate", "bud_1", "--amount", "5", "--expires", "90m", "--agent", "x", "--session", "run-7"],
+            (
+                "POST",
+                "/v1/budgets/bud_1/delegate",
+                {"amount_usd": "5", "expires_in_seconds": 5400, "agent": "x", "session": "run-7"},
+            ),
+            ["fk_live_" + "p" * 40, "sub_1", "$5.00 of bud_1 until 2026-03-01 11:20:30", "this once"],
+        ),
+        (["budgets", "end", "sub_1"], ("POST", "/v1/budgets/sub_1/end", {}), ["Ended sub_1."]),
+        (
+            ["budgets", "show", "sub_1"],
+            ("GET", "/v1/budgets/sub_1", None),
+            ["sub_1", "bud_1", "$5.00", "$1.25", "$0.50", "2026-03-01 11:20:30", "live"],
+        ),
         (["budgets", "delete", "bud_1"], ("DELETE", "/api/v1/budgets/bud_1", None), ["Removed bud_1"]),
         (
             ["budgets", "show", "bud_1"],
@@ -360,6 +390,7 @@ class Run:
                 "bud_0",
                 "50 %, 90 %",
                 "calibrated, streams step by step",
+                "not known yet",
             ],
         ),
         (
@@ -784,9 +815,14 @@ def test_the_cap_matrix_is_shown(api: StandIn, run: Run) -> None:
     assert (code, err) == (0, "")
     rows = [line.split("  ") for line in out.splitlines()]
     cells = {row[0].strip(): [each.strip() for each in row[1:] if each.strip()] for row in rows if row[0]}
-    assert cells["metered.openai"] == ["$10.00", "not enforced", "$0.50"]
-    assert cells["byok.google"] == ["-", "$1.00", "-"]
+    assert cells["metered.openai"] == ["$10.00", "-", "not enforced", "-", "$0.50"]
+    assert cells["byok.google"] == ["-", "-", "$1.00", "-", "-"]
     assert run.json("caps", "show") == CAPS
+    standing = {"spentUsd": "1.000000000", "heldUsd": "0.500000000", "remainingUsd": "8.500000000", "resetsAt": "…"}
+    for standings, left in (({"metered.openai": {"daily": standing, "monthly": None}}, "$8.50"), (None, "-")):
+        api.answers["GET", CAPS_PATH] = (200, {**CAPS, "standings": standings})
+        (row,) = (line for line in run("caps", "show")[1].splitlines() if "metered.openai" in line)
+        assert [each.strip() for each in row.split("  ") if each.strip()][1:3] == ["$10.00", left]
     api.answers["GET", CAPS_PATH] = (200, {**CAPS, "caps": {}})
     assert "There are no caps." in run("caps", "show")[1]
 
@@ -833,6 +869,8 @@ def test_a_vendor_key_comes_from_standard_input(api: StandIn, run: Run, monkeypa
         (["budgets", "set", "--scope", "user", "--limit", "1", "--window", "day"], "must be KIND:VALUE"),
         (["budgets", "set", "--org", "--expression", "true", "--limit", "1", "--window", "day"], "--scope cel:NAME"),
         (["budgets", "change", "bud_1"], "say what to change"),
+        (["budgets", "delegate", "bud_1", "--amount", "5", "--expires", "soon"], "such as 90m"),
+        (["budgets", "end", "bud_1"], "farthing budgets rm bud_1"),
         (["budgets", "change", "bud_1", "--week-start", "7"], "must be a day of the week"),
         (["budgets", "change", "bud_1", "--threshold", "7", "--no-thresholds"], "exclude each other"),
         (["prices", "override", "openai", "gpt-4o", "--usd", "2.50"], "must be COMPONENT=USD"),
@@ -942,3 +980,24 @@ def test_only_books_that_were_compared_are_said_to_agree(
     assert found["reconciliation"] == doctors
     assert found["prices"].startswith("catalog beef is proposed")
     assert _told({"agree": agree, "reconciliation": verdict})[0] == demos
+
+
+def test_a_part_is_handed_on_by_the_callers_own_key_or_else_the_admins(
+    api: StandIn, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = ("budgets", "delegate", "bud_1", "--amount", "5")
+    assert run.json(*asking, "--idempotency-key", "run-7") == MADE_PART
+    assert (api.keys[-1], api.once) == ("Bearer fk_live_admin", "run-7")
+    monkeypatch.setenv("FARTHING_KEY", "fk_live_own")
+    monkeypatch.delenv("FARTHING_ADMIN_KEY")
+    assert "this once" in run(*asking)[1]
+    assert (api.keys[-1], api.once) == ("Bearer fk_live_own", None)
+    assert "this once" not in run(*asking, "--idempotency-key", "run-7")[1], "it can be asked for again"
+    refusal = {"error": "not_found", "message": "no budget 'bud_1' that all of this key's calls are charged to"}
+    api.answers["POST", "/v1/budgets/bud_1/delegate"] = (404, refusal)
+    code, out, err = run(*asking)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"farthing: {refusal['message']} (asked by the key in FARTHING_KEY")
+    full = {"error": "budget_exhausted", "message": "budget bud_1 has $1.00 left"}
+    api.answers["POST", "/v1/budgets/bud_1/delegate"] = (402, full)
+    assert run(*asking)[2] == "farthing: budget bud_1 has $1.00 left\n"

@@ -13,11 +13,11 @@ import pytest
 from services.aggregator.reaper import Reaper
 from services.core.budgets import Budget
 from services.core.codec import decode
-from services.core.events import Settlement
+from services.core.events import Reservation, Settlement
 from services.core.fold import step_of
 from services.core.hotstate import HoldRequest, ReserveAnswer
 from services.core.identity import KEY_PREFIX, KeyRecord, hash_key
-from services.core.parts import key_of
+from services.core.parts import key_of, parts_held_alike
 from services.core.ports import Outgoing, TimedOutError, TopicPartition
 from services.core.windows import IntervalWindow, SessionWindow
 from tests.support.asgi import Client, request
@@ -36,6 +36,10 @@ class Control(httpx.AsyncBaseTransport):
         self.kept: dict[str, dict[str, Any]] = {}
         self.is_away = False
         self.declines: tuple[int, dict[str, str]] | None = None
+        # What becomes of the next requests to make a part: its "answer" is lost, the "request", or it is "declined".
+        self.loses: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if "/v1/transactions/" in request.url.path:
@@ -47,7 +51,7 @@ class Control(httpx.AsyncBaseTransport):
         assert request.headers["authorization"] == "Bearer a token"
         rest = request.url.path.partition("/delegations")[2].strip("/").split("/")
         if request.method == "POST" and rest == [""]:
-            return httpx.Response(201, json=await self._delegate(json.loads(await request.aread())))
+            return await self._make(json.loads(await request.aread()))
         known = self.kept.get(rest[0])
         if known is None:
             return httpx.Response(404, json={"error": "not_found"})
@@ -55,9 +59,24 @@ class Control(httpx.AsyncBaseTransport):
             return httpx.Response(200, json={"reservation_ids": await self._end_below(rest[0])})
         return httpx.Response(200, json=known)
 
+    async def _make(self, body: dict[str, Any]) -> httpx.Response:
+        await self.gate.wait()
+        lost = self.loses.pop(0) if self.loses else None
+        if lost == "request":
+            raise httpx.ReadTimeout("lost")
+        if lost == "declined":
+            return httpx.Response(409, json={"error": "too_many_parts", "message": "too many"})
+        if body["budget_id"] in self.kept:
+            return httpx.Response(409, json={"error": "already_delegated", "message": "it is there"})
+        answer = await self._delegate(body)
+        if lost == "answer":
+            raise httpx.ReadTimeout("lost")
+        return httpx.Response(201, json=answer)
+
     async def _delegate(self, body: dict[str, Any]) -> dict[str, Any]:
         assert self.world is not None
-        key = KEY_PREFIX + f"{len(self.kept):040d}"
+        assert ("key" in body) == ("request_hash" in body)
+        key = body.pop("key", None) or KEY_PREFIX + f"{len(self.kept):040d}"
         key_id = key_of(body["budget_id"])
         org = self.world.org
         org._keys[hash_key(key, PEPPER)] = KeyRecord(key_id, org.name, "agent", body["pins"])
@@ -71,8 +90,9 @@ class Control(httpx.AsyncBaseTransport):
             covers=tuple(body["covers"]),
             ends_at_ms=body["ends_ms"],
         )
+        (part,) = parts_held_alike([part], org.snapshot.budgets)
         await org.publish(budgets=(*org.snapshot.budgets, part))
-        self.kept[part.budget_id] = {**body, "key_id": key_id, "has_ended": False, "key": key}
+        self.kept[part.budget_id] = {"request_hash": "", **body, "key_id": key_id, "has_ended": False, "key": key}
         return {"budget_id": part.budget_id, "key_id": key_id, "key": key}
 
     async def _end_below(self, budget_id: str) -> list[str]:
@@ -121,8 +141,9 @@ class Scene:
         self._folded = 0
         self._offset = 0
 
-    async def post(self, path: str, body: object = b"", key: str | None = None) -> Client:
-        headers = self.there.headers(**({} if key is None else {"authorization": f"Bearer {key}"}))
+    async def post(self, path: str, body: object = b"", key: str | None = None, once: str | None = None) -> Client:
+        named = {} if once is None else {"idempotency_key": once}
+        headers = self.there.headers(**named, **({} if key is None else {"authorization": f"Bearer {key}"}))
         client = await request(self.there.assembly.app, f"/v1/budgets/{path}", body, headers=headers)
         await self.there.sync()
         return client
@@ -539,3 +560,55 @@ async def test_a_part_for_a_session_is_carved_from_that_sessions_cap(scene: Scen
     assert statuses == [201, 402, 402]
     held = scene.there.hot_state.store.state(org.name).windows["bud_session", "s:victim"].held_nano
     assert held == 600_000_000
+
+
+CAP = "billing_class", "metered.openai"
+
+
+async def test_no_budget_of_vendors_or_billing_classes_is_charged_for_a_part_but_for_its_calls(scene: Scene) -> None:
+    """A part is no call to anybody: what its calls will be is not known when it is carved."""
+    org = scene.there.org
+    budget_id = await budget_of(scene, "5.00")
+    caps = (
+        Budget("bud_vendor", "vendor", "*", DAY, 100_000_000),
+        Budget("bud_ours", "vendor", "farthing", DAY, 0),
+        Budget("bud_class", "billing_class", "*", DAY, 100_000_000),
+        Budget("cap_ours", "billing_class", "metered.farthing", SessionWindow(), 0, is_cap=True),
+        Budget("cap_openai", *CAP, DAY, 80_000_000, is_cap=True),
+        Budget("cel_other", "cel", "other", DAY, 100_000_000, expression='vendor != "anthropic"'),
+        Budget("cel_all", "cel", "all", DAY, 2_000_000_000, expression='team == "ml"'),
+    )
+    await org.publish(budgets=(*org.snapshot.budgets, *caps))
+    await scene.there.sync()
+    part = await scene.delegate(budget_id, "1.00")
+    assert scene.figures("cel_all") == (0, 1_000_000_000)
+    assert scene.there.held_nano() == 2_000_000_000, "by these two and no other"
+    assert await scene.spend(part["key"], 150_000) == 402, "9 cents, of 8 for the cell"
+    assert await scene.spend(part["key"], 100_000) == 200
+    spent = {name: scene.figures(name)[0] for name in ("bud_vendor@openai", "bud_class@metered.openai", "cap_openai")}
+    assert set(spent.values()) == {60_000_000}, spent
+    assert scene.figures("cel_other") == (60_000_000, 0), "what its calls are is known when they are made"
+    assert scene.figures("cel_all") == (0, 1_000_000_000), "and this one holds the whole part already"
+    assert (await scene.post(f"{part['budget_id']}/end")).status == 200
+    await scene.reap(after_ms=4_000)
+    assert scene.figures("cel_all") == scene.figures(budget_id) == (60_000_000, 0)
+    assert scene.figures("bud_vendor@openai") == (60_000_000, 0), "once"
+    told = (await scene.post("bud_vendor/delegate", {"amount_usd": "0.10"})).json()
+    assert told["error"] == "not_found"
+    assert "caps the part's own calls instead" in told["message"]
+
+
+async def test_a_stream_in_a_part_is_held_as_the_budgets_say_that_the_part_was_carved_from(scene: Scene) -> None:
+    org = scene.there.org
+    day = Budget("bud_day", "team", "ml", DAY, 10_000_000_000, extend=True)
+    await org.publish(budgets=(day, replace(day, budget_id="bud_watch", extend=False, when_full="alert")))
+    await scene.there.sync()
+    outer = await scene.delegate("bud_day", "0.60")
+    inner = await scene.delegate(outer["budget_id"], "0.50", key=outer["key"])
+    modes = {}
+    for name, key in (("maker", scene.there.key), ("outer", outer["key"]), ("inner", inner["key"])):
+        scene.there.answer(ScriptedAnswer([b"data: [DONE]\n\n"], headers=[(b"content-type", b"text/event-stream")]))
+        asked = {"model": "gpt-4o-mini", "stream": True, "messages": []}
+        assert (await scene.there.call(asked, authorization=f"Bearer {key}")).status == 200
+        modes[name] = [each for each in scene.there.events() if isinstance(each, Reservation)][-1].estimate_mode
+    assert modes == {"maker": "stepped", "outer": "stepped", "inner": "stepped"}

@@ -23,6 +23,8 @@ from services.core.matching import (
     instance_id,
     proposals_for,
 )
+from services.core.parts import ROUTE as PART_ROUTE
+from services.core.parts import VENDOR as PART_VENDOR
 from services.core.windows import (
     CalendarSpan,
     CalendarWindow,
@@ -399,3 +401,66 @@ def test_the_index_finds_what_looking_at_every_budget_finds(
             parent_id = by_id[parent_id].parent_id
     found = ids(*budgets)
     assert sorted(found) == sorted(expected)
+
+
+# ---- the carving of a part ------------------------------------------------------------------------------------------
+
+PART = replace(
+    CALL, vendor=PART_VENDOR, route=PART_ROUTE, model_requested="", model_priced="", match="none", auth_mode="metered"
+)
+# What a budget says of vendors, models and billing classes alone.
+OF_CALLS: Mapping[ScopeKind, str] = {
+    "vendor": PART_VENDOR,
+    "billing_class": f"metered.{PART_VENDOR}",
+    "model": "gpt-4o",
+}
+
+
+@pytest.mark.parametrize("kind", OF_CALLS)
+def test_a_part_is_carved_from_no_budget_that_only_calls_fall_under(kind: ScopeKind) -> None:
+    umbrella = budget("bud_umbrella", "team", "other")
+    named = budget("bud_named", kind, OF_CALLS[kind], parent_id="bud_umbrella", is_cap=kind == "billing_class")
+    each = budget("bud_each", kind, EACH)
+    assert ids(umbrella, named, each, budget("bud_org"), facts=PART) == ["bud_org"]
+    assert ids(umbrella, named, each, facts=PART, models=("gpt-4o",)) == []
+
+
+@pytest.mark.parametrize("kind", sorted(set(VALUES) - set(OF_CALLS)))
+def test_a_part_is_carved_from_all_else_that_its_maker_falls_under(kind: ScopeKind) -> None:
+    found = ids(budget("bud_own", kind, VALUES[kind]), budget("bud_each", kind, EACH), facts=PART)
+    assert "bud_own" in found
+    assert instance_id("bud_each", VALUES[kind]) in found
+
+
+@pytest.mark.parametrize(
+    ("expression", "is_carved"),
+    [
+        ('team == "ml"', True),
+        ('team == "vendor"', False),
+        ('vendor == "openai"', False),
+        ('vendor != "openai"', False),
+        ('auth_mode == "metered"', False),
+        ('!billing_class.startsWith("byok")', False),
+        ('route == "delegation"', False),
+        ('model == ""', False),
+        ('team == "ml" || vendor == "openai"', True),
+        ('vendor == "openai" || team == "ml"', True),
+        ('team == "ml" && vendor == "openai"', False),
+        ('"eval" in tags', True),
+        ('environment == "prod" ? tags[7] == "x" : true', False),
+    ],
+)
+def test_a_part_is_carved_from_an_expression_that_is_true_of_all_its_calls(expression: str, is_carved: bool) -> None:
+    index = BudgetIndex([budget("bud_1", "cel", "name", expression=expression)], Cel())
+    for _ in range(2):
+        found = index.matching(PART)
+        assert ([each.budget_id for each in found.applicable], found.flags) == (["bud_1"] if is_carved else [], ())
+
+
+def test_what_a_part_was_not_carved_from_caps_its_calls() -> None:
+    part = budget("sub_1", "key", "key_1", covers=("bud_org", "bud_umbrella"))
+    umbrella = budget("bud_umbrella", "team", "ml")
+    vendor = budget("bud_vendor", "vendor", EACH, parent_id="bud_umbrella")
+    cel = budget("bud_cel", "cel", "name", expression='vendor == "openai"')
+    found = ids(part, umbrella, vendor, cel, budget("bud_org"), budget("cap_1", "billing_class", "metered.openai"))
+    assert found == ["cap_1", "bud_vendor@openai", "sub_1", "bud_cel"]

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, Field
 
 from services.control.budgets.queries import StoredBudget
-from services.control.fields import Body, Instant, Made, ModelName, Name, Usd
+from services.control.fields import Body, Instant, Made, ModelName, Name, NotNull, Usd
 from services.core.budgets import ChildMode, Enforcement, EstimateMode, ScopeKind, Standing, WhenFull
 from services.core.codec_fields import format_time
 from services.core.money import format_usd
@@ -80,12 +80,12 @@ class WindowBody(Body):
 class BudgetOptions(WindowBody):
     """What may be left out: it stays as it is, and is the default for a new budget."""
 
-    estimate: EstimateMode | None = Field(
+    estimate: Annotated[EstimateMode | None, NotNull()] = Field(
         default=None,
         description="What it holds for a call: strict, the most it can cost (the default), or calibrated, what such"
         " calls have cost plus a margin.",
     )
-    extend: bool | None = Field(
+    extend: Annotated[bool | None, NotNull()] = Field(
         default=None,
         description="A stream that names no output limit is held a step at a time, and ended when no budget is left;"
         " default: at the most it can cost.",
@@ -93,15 +93,15 @@ class BudgetOptions(WindowBody):
     parent_id: BudgetId | None = Field(
         default=None, description="A budget that everything charged to this one is charged to as well; null: none."
     )
-    child_mode: ChildMode | None = Field(
+    child_mode: Annotated[ChildMode | None, NotNull()] = Field(
         default=None,
         description="When this one is full: isolated (the default), it does as when_full says; fallback, its parent"
         " pays.",
     )
-    enforcement: Enforcement | None = Field(
+    enforcement: Annotated[Enforcement | None, NotNull()] = Field(
         default=None, description="enforce (the default), or monitor: everything is recorded and nothing blocked."
     )
-    when_full: WhenFull | None = Field(
+    when_full: Annotated[WhenFull | None, NotNull()] = Field(
         default=None,
         description="What becomes of a call it has no room for: block (the default), downgrade (to downgrade_to), or"
         " alert: it passes.",
@@ -109,7 +109,7 @@ class BudgetOptions(WindowBody):
     downgrade_to: ModelName | None = Field(
         default=None, description="Of downgrade: the cheaper model of the same vendor that answers; null: none."
     )
-    thresholds: list[int] | None = Field(
+    thresholds: Annotated[list[int] | None, NotNull()] = Field(
         default=None,
         description=f"Percents of the limit at which it tells, 1 to 100, ascending, at most {MAX_THRESHOLDS}; []: none."
         " Default: 60, 85, 100.",
@@ -128,16 +128,20 @@ class SetBudget(BudgetOptions):
 
     limit_usd: str = Field(max_length=40, examples=["50.00"], description=_LIMIT)
     window: str = Field(max_length=40, examples=["day"], description=_WINDOW)
-    scope: ScopeBody | None = None
-    team: Name | None = None
-    agent: Name | None = None
+    scope: Annotated[ScopeBody | None, NotNull()] = None
+    team: Annotated[Name | None, NotNull()] = None
+    agent: Annotated[Name | None, NotNull()] = None
 
 
 class ChangeBudget(BudgetOptions):
     """What shall change of a budget; the rest stays. An option of a window alone changes the window it has."""
 
-    limit_usd: str | None = Field(default=None, max_length=40, examples=["50.00"], description=_LIMIT)
-    window: str | None = Field(default=None, max_length=40, examples=["week"], description=_WINDOW)
+    limit_usd: Annotated[str | None, NotNull()] = Field(
+        default=None, max_length=40, examples=["50.00"], description=_LIMIT
+    )
+    window: Annotated[str | None, NotNull()] = Field(
+        default=None, max_length=40, examples=["week"], description=_WINDOW
+    )
 
 
 class StandingAnswer(BaseModel):
@@ -226,6 +230,10 @@ class BudgetFields(BaseModel):
 class BudgetAnswer(BudgetFields):
     """A budget and where it stands."""
 
+    backfilled: bool | None = Field(
+        description="Whether what its window held before it counted is in its figures; until then calls that it could"
+        " stop wait a moment, and are refused with 503 after that. null: the hot state can't say now."
+    )
     standing: StandingAnswer
 
 

@@ -26,10 +26,13 @@ from services.control.budgets.rules import (
     with_options,
 )
 from services.control.budgets.standings import with_standing_of, with_standings
-from services.control.context import Change
+from services.control.connections import queries as connection_queries
+from services.control.context import Change, Context
 from services.control.delegations import queries as delegation_queries
 from services.control.errors import conflict, invalid, not_found
 from services.control.fields import Made
+from services.control.prices.org_prices import now_ms, read_prices
+from services.core.billing import split_class
 from services.core.budgets import EACH, MAX_BUDGETS_PER_ORG, MAX_DEPTH, Budget, ScopeKind
 from services.core.matching import Expressions
 from services.core.windows import Window, is_same_window
@@ -41,7 +44,7 @@ MAX_BUDGETS_PER_SCOPE: Final = 16
 MAX_EXPRESSIONS_PER_ORG: Final = 64
 
 
-async def put_budget(change: Change, request: SetBudget, expressions: Expressions) -> tuple[StoredBudget, Made, bool]:
+async def put_budget(change: Change, request: SetBudget, context: Context) -> tuple[StoredBudget, Made, bool]:
     """Sets a budget as part of a change: the budget, what was made on the way, and whether it is new.
 
     A scope has at most one budget a window, which keeps its id, and so its spend, when anything else changes.
@@ -51,7 +54,7 @@ async def put_budget(change: Change, request: SetBudget, expressions: Expression
     kind, value, team = scope_of(request, change.org)
     made = await _make_named(change, kind, value, team)
     siblings = await queries.list_of_scope(change.connection, change.org, kind, value)
-    expression = _expression(request, siblings, expressions) if kind == "cel" else None
+    expression = _expression(request, siblings, context.expressions) if kind == "cel" else None
     found = _with_window(siblings, window)
     if found is None:
         await _check_room(change, kind, value, siblings)
@@ -62,6 +65,7 @@ async def put_budget(change: Change, request: SetBudget, expressions: Expression
     else:
         budget = with_options(replace(found.budget, limit_nano=limit_nano), request)
     await _check_parent(change, budget)
+    await _check_downgrade(change, context, budget, found)
     stored = await _keep(change, found, budget)
     return stored, made, found is None
 
@@ -69,7 +73,7 @@ async def put_budget(change: Change, request: SetBudget, expressions: Expression
 async def set_budget(admin: Admin, request: SetBudget) -> tuple[SetBudgetAnswer, bool]:
     """Sets a budget of the caller's org, and whether it is new."""
     async with admin.change() as change:
-        stored, made, is_new = await put_budget(change, request, admin.context.expressions)
+        stored, made, is_new = await put_budget(change, request, admin.context)
     [answer] = await with_standings(admin.context.hot, admin.org, [stored])
     return SetBudgetAnswer(**answer.model_dump(), made=made), is_new
 
@@ -90,6 +94,7 @@ async def change_budget(admin: Admin, budget_id: str, request: ChangeBudget) -> 
             changed = replace(changed, limit_nano=limit_of(request.limit_usd))
         changed = with_options(changed, request)
         await _check_parent(change, changed)
+        await _check_downgrade(change, admin.context, changed, found)
         stored = await _keep(change, found, changed)
     [answer] = await with_standings(admin.context.hot, admin.org, [stored])
     return answer
@@ -215,6 +220,35 @@ async def _check_parent(change: Change, budget: Budget) -> None:
     if depth > MAX_DEPTH:
         message = f"the hierarchy would be {depth} budgets deep, and {MAX_DEPTH} is the most; name a parent further up"
         raise invalid("parent_id", message)
+
+
+async def _check_downgrade(change: Change, context: Context, budget: Budget, found: StoredBudget | None) -> None:
+    """Raises a 400 for a model to downgrade to that has no price: gateways would pass it over, and block.
+
+    The policy for unknown models makes no difference: a cheaper model is taken by its price. One that was set before
+    stays.
+    """
+    model = budget.downgrade_to
+    if model is None or (found is not None and found.budget.downgrade_to == model):
+        return
+    _, prices = await read_prices(context.prices, change.connection, change.org)
+    vendor = _vendor_of(budget)
+    if vendor is None:
+        vendors, whose = prices.vendors(), "any vendor"
+    else:
+        compiled = await connection_queries.list_compiled(change.connection, change.org)
+        vendors = [{each.vendor: each.prices_as for each in compiled}.get(vendor, vendor)]
+        whose = f"vendor {vendors[0]!r}, whose calls this budget caps"
+    if all(prices.find(each, model, now_ms()) is None for each in vendors):
+        message = f"downgrade_to: model {model[:80]!r} has no price with {whose}, so that no call can be held at it"
+        raise invalid("downgrade_to", f"{message}; name one that GET /api/v1/prices lists, or set its price first")
+
+
+def _vendor_of(budget: Budget) -> str | None:
+    """The one vendor whose calls a budget caps, as far as its scope says."""
+    if budget.scope_value == EACH or budget.scope_kind not in ("vendor", "billing_class"):
+        return None
+    return budget.scope_value if budget.scope_kind == "vendor" else split_class(budget.scope_value)[1]
 
 
 async def _find(change: Change, budget_id: str) -> StoredBudget:

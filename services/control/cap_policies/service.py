@@ -1,17 +1,21 @@
 """The cap matrix: what each auth mode of each vendor may spend a day, a month and a session (BU-7)."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from services.control.auth import Admin
+from services.control.budgets.standings import peek_single
 from services.control.cap_policies import queries
+from services.control.cap_policies.compiled import compile_caps
 from services.control.connections.names import SANDBOX, is_vendor_name
 from services.control.errors import ApiError, conflict, invalid, not_found
 from services.control.fields import Body, Usd
 from services.control.orgs import queries as org_queries
 from services.core.billing import AUTH_MODES, Cap, CapPeriod
+from services.core.budgets import Standing
+from services.core.codec_fields import format_time
 from services.core.money import MAX_LIMIT_NANO, MoneyError, format_usd, parse_usd
 
 MAX_CELLS: Final = 500
@@ -50,23 +54,61 @@ class Cell(BaseModel):
     per_session: Usd | None = Field(default=None, alias="perSession")
 
 
+class CapStanding(BaseModel):
+    """What a cap's present day or month has spent and holds."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    spent_usd: Usd = Field(alias="spentUsd")
+    held_usd: Usd = Field(alias="heldUsd")
+    remaining_usd: Usd = Field(alias="remainingUsd")
+    resets_at: str = Field(alias="resetsAt")
+
+    @classmethod
+    def of(cls, standing: Standing) -> Self:
+        """The answer for known figures of a window that has an end."""
+        assert standing.resets_at_ms is not None, "a day and a month end"
+        return cls(
+            spentUsd=format_usd(standing.spent_nano),
+            heldUsd=format_usd(standing.held_nano),
+            remainingUsd=format_usd(standing.remaining_nano),
+            resetsAt=format_time(standing.resets_at_ms),
+        )
+
+
+class CellStandings(BaseModel):
+    """Where the caps of a cell stand that are enforced and no session's."""
+
+    daily: CapStanding | None = None
+    monthly: CapStanding | None = None
+
+
 class CapPolicy(BaseModel):
-    """The cap matrix of an org, by billing class: an auth mode, a dot and a vendor. `configVersion` is the org's."""
+    """The cap matrix of an org, by billing class: an auth mode, a dot and a vendor. `configVersion` is the org's.
+
+    `standings` is there in the answer to a GET: null while the spend state is away or being rebuilt.
+    """
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     org_id: str = Field(alias="orgId")
     config_version: int = Field(alias="configVersion")
     caps: dict[str, Cell] = Field(examples=[{"metered.openai": {"daily": "10.000000000", "perSession": None}}])
+    standings: dict[str, CellStandings] | None = None
 
 
 async def get_policy(admin: Admin, org_id: str) -> CapPolicy:
-    """The cap matrix of the admin's own org; 403 for another's, 404 for one that is not there."""
+    """The cap matrix of the admin's own org, and where it stands; 403 for another's, 404 for one that is not there."""
     await _check_org(admin, org_id)
     async with admin.context.database.snapshot() as connection:
         caps = await queries.list_caps(connection, admin.org)
         record = await org_queries.find(connection, admin.org)
-    return _policy(admin.org, record.config_version, caps)
+    return CapPolicy(
+        orgId=admin.org,
+        configVersion=record.config_version,
+        caps=_policy_cells(caps),
+        standings=await _standings(admin, caps),
+    )
 
 
 async def change_policy(admin: Admin, org_id: str, request: ChangeCapPolicy) -> CapPolicy:
@@ -169,5 +211,21 @@ def _told(caps: Iterable[Cap], wanted: Iterable[str]) -> dict[str, Any]:
 
 
 def _policy(org: str, config_version: int, caps: Iterable[Cap]) -> CapPolicy:
-    cells = {name: Cell(**cell) for name, cell in _cells(caps).items()}
-    return CapPolicy(orgId=org, configVersion=config_version, caps=cells)
+    return CapPolicy(orgId=org, configVersion=config_version, caps=_policy_cells(caps))
+
+
+def _policy_cells(caps: Iterable[Cap]) -> dict[str, Cell]:
+    return {name: Cell(**cell) for name, cell in _cells(caps).items()}
+
+
+async def _standings(admin: Admin, caps: Iterable[Cap]) -> dict[str, CellStandings] | None:
+    """Where the caps stand; each session has a standing of its own, which is not told here."""
+    single = {each.budget_id: each for each in caps if each.period != "per_session"}
+    known, reason = await peek_single(admin.context.hot, admin.org, compile_caps(single.values()))
+    if reason is not None:
+        return None
+    found: dict[str, dict[str, CapStanding]] = {}
+    for budget_id, told in known.items():
+        cap = single[budget_id]
+        found.setdefault(cap.billing_class, {})[_FIELDS[cap.period]] = CapStanding.of(told)
+    return {name: CellStandings(**cell) for name, cell in found.items()}

@@ -13,7 +13,7 @@ from services.core.windows import IntervalWindow
 
 _COLUMNS = (
     "budget_id, org, reservation_id, parent_budget_id, key_id, limit_nano, covers, starts_ms, ends_ms, made_by,"
-    " created_at, ended_at"
+    " request_hash, created_at, ended_at"
 )
 
 # A part that nothing is held of any more is settled within this time of its end.
@@ -22,7 +22,10 @@ _SETTLED_AFTER: Final = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class NewDelegation:
-    """A delegation to keep. Instants are Unix milliseconds of the hot state's clock."""
+    """A delegation to keep. Instants are Unix milliseconds of the hot state's clock.
+
+    `request_hash` tells the request that asked for it with an Idempotency-Key; empty without one.
+    """
 
     budget_id: str
     reservation_id: str
@@ -33,13 +36,14 @@ class NewDelegation:
     starts_ms: int
     ends_ms: int
     made_by: str
+    request_hash: str
 
 
 async def insert(connection: Connection, org: str, new: NewDelegation) -> None:
     """Keeps a new delegation."""
     await connection.execute(
         "INSERT INTO delegations (budget_id, org, reservation_id, parent_budget_id, key_id, limit_nano, covers,"
-        " starts_ms, ends_ms, made_by) VALUES ($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10)",
+        " starts_ms, ends_ms, made_by, request_hash) VALUES ($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11)",
         new.budget_id,
         org,
         new.reservation_id,
@@ -50,6 +54,7 @@ async def insert(connection: Connection, org: str, new: NewDelegation) -> None:
         new.starts_ms,
         new.ends_ms,
         new.made_by,
+        new.request_hash,
     )
 
 
@@ -126,7 +131,7 @@ async def list_due(connection: Connection, now_ms: int, limit: int) -> Sequence[
 
 
 async def list_budgets(connection: Connection, org: str) -> Sequence[Budget]:
-    """The budgets of an org's live delegations, as gateways need them."""
+    """The budgets of an org's live delegations; how their calls are held is up to what they cover (`core.parts`)."""
     rows = await connection.fetch(f"SELECT {_COLUMNS} FROM delegations WHERE org = $1 AND ended_at IS NULL", org)
     return [_budget(row) for row in rows]
 

@@ -7,14 +7,14 @@ from typing import Annotated, Final
 
 import structlog
 from asyncpg import Record
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretStr
 
 from services.control.context import Change, Context
 from services.control.delegations import queries
-from services.control.errors import conflict, not_found
+from services.control.errors import conflict, invalid, not_found
 from services.control.fields import Body, Name
 from services.control.keys import queries as key_queries
-from services.core.identity import DIMENSIONS, KEY_PREFIX, check_name, hash_key
+from services.core.identity import DIMENSIONS, KEY_PREFIX, check_name, hash_key, is_key_text
 from services.core.parts import key_of
 from services.core.ports import UnavailableError
 
@@ -33,7 +33,11 @@ Nano = Annotated[int, Field(gt=0, lt=2**63)]
 
 
 class NewDelegation(Body):
-    """A part that the gateway has carved. `covers` are the budgets that the part is held against already."""
+    """A part that the gateway has carved. `covers` are the budgets that the part is held against already.
+
+    `request_hash` and `key` come with the request of a caller who named an Idempotency-Key: what tells it from others,
+    and the part's key in clear. Else control makes the key.
+    """
 
     reservation_id: Name
     budget_id: Name
@@ -44,6 +48,8 @@ class NewDelegation(Body):
     ends_ms: Nano
     pins: dict[str, Name]
     made_by: Name
+    request_hash: str = Field(default="", max_length=64)
+    key: SecretStr = SecretStr("")
 
 
 class NewDelegationAnswer(BaseModel):
@@ -65,6 +71,7 @@ class DelegationAnswer(BaseModel):
     starts_ms: int
     ends_ms: int
     made_by: str
+    request_hash: str
     has_ended: bool
 
 
@@ -75,14 +82,16 @@ class EndedAnswer(BaseModel):
 
 
 async def delegate(context: Context, org: str, request: NewDelegation) -> NewDelegationAnswer:
-    """Makes the key and budget of a part. 409 when there is one of this reservation: its key was shown once.
+    """Makes the key and budget of a part. 409 when there is one of this id: its key was shown once.
 
     409, too, when the maker's key or the org has as many live parts as they may.
     """
     for name, value in request.pins.items():
         check_name(f"pins.{name}", value)
     pins = {name: value for name, value in request.pins.items() if name in DIMENSIONS}
-    text = KEY_PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
+    text = request.key.get_secret_value() or _random_key()
+    if not is_key_text(text):
+        raise invalid("key", "key must have the form of a key")
     key_id = key_of(request.budget_id)
     async with context.change(org, request.made_by) as change:
         if await queries.find(change.connection, org, request.budget_id) is not None:
@@ -104,11 +113,16 @@ async def delegate(context: Context, org: str, request: NewDelegation) -> NewDel
                 starts_ms=request.starts_ms,
                 ends_ms=request.ends_ms,
                 made_by=request.made_by,
+                request_hash=request.request_hash,
             ),
         )
-        after = {**request.model_dump(mode="json"), "key_id": key_id}
+        after = {**request.model_dump(mode="json", exclude={"request_hash", "key"}), "key_id": key_id}
         await change.audit("budget.delegate", request.budget_id, after=after)
     return NewDelegationAnswer(budget_id=request.budget_id, key_id=key_id, key=text)
+
+
+def _random_key() -> str:
+    return KEY_PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
 
 
 async def _check_room(change: Change, made_by: str) -> None:

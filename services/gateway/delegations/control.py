@@ -26,7 +26,10 @@ class ControlDelegations:
 
     async def delegate(self, org: str, carved: Carved) -> str:
         """See the protocol."""
-        fields = await self._ask("POST", org, "", json.dumps(asdict(carved)).encode())
+        told = asdict(carved)
+        if not carved.request_hash:
+            del told["request_hash"], told["key"]  # a control of an earlier release does not know them
+        fields = await self._ask("POST", org, "", json.dumps(told).encode())
         if fields is None:
             raise UnavailableError(f"control does not know org {org}")
         key: str = fields["key"]

@@ -1,9 +1,9 @@
 """Handing on a part of a budget: held first, then given a key; ended, then settled by the reaper (`core.parts`)."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final, Protocol
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from ulid import ULID
@@ -15,6 +15,7 @@ from services.core.identity import DIMENSIONS
 from services.core.money import format_usd, parse_usd
 from services.core.ports import HotState, UnavailableError
 from services.core.windows import CalendarSpan
+from services.gateway.delegations.once import Once, alone, other_body
 from services.gateway.plain_api import Caller, Told, away
 from services.gateway.refusal import RefusedError
 from services.gateway.reservations import told
@@ -30,6 +31,8 @@ MIN_PART_NANO: Final = 1_000_000
 _BEFORE_MS: Final = 60_000
 # A revoked key stops within a second on every replica; the reaper looks a moment after that.
 _SETTLE_MS: Final = 3_000
+_STAYS_HELD: Final = "; what is held stays so for this Idempotency-Key: ask again with it in a moment"
+_A = TypeVar("_A")
 
 
 class DelegateBody(BaseModel):
@@ -54,7 +57,10 @@ class EndBody(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Carved:
-    """A part that is held, as control is told of it."""
+    """A part that is held, as control is told of it.
+
+    One that is to be made once says what it was asked for with and brings its key; else control makes one.
+    """
 
     reservation_id: str
     budget_id: str
@@ -65,6 +71,8 @@ class Carved:
     ends_ms: int
     pins: Mapping[str, str]
     made_by: str
+    request_hash: str = ""
+    key: str = field(default="", repr=False)
 
 
 class DeclinedError(Exception):
@@ -104,20 +112,71 @@ class Desk:
         self._hot_state = hot_state
         self._clock = clock
 
-    async def delegate(self, caller: Caller, budget_id: str, body: DelegateBody) -> Told:
-        """Carves a part from all that the caller's calls are charged to, `budget_id` among it."""
+    async def delegate(self, caller: Caller, budget_id: str, body: DelegateBody, once: Once | None = None) -> Told:
+        """Carves a part from all that the caller's calls are charged to, `budget_id` among it.
+
+        A request that is to be done `once` is answered as it was, if there is a part of it.
+        """
         pins = _pins(caller, body)
         amount_nano = parse_usd(body.amount_usd)
         if amount_nano < MIN_PART_NANO:
             message = f"amount_usd: a part has at least ${format_usd(MIN_PART_NANO)}, or hardly a call could spend it"
             raise RefusedError(400, "invalid_request", message, param="amount_usd")
+        async with alone(self._history, caller.org, once):
+            there = None if once is None else await self._made_before(caller, once)
+            return there or await self._carve(caller, budget_id, body, pins, once)
+
+    async def _made_before(self, caller: Caller, once: Once) -> Told | None:
+        """The answer to the same request, from whenever it was first; None when there is no part of it."""
+        known = await self._ask_control(self._control.find(caller.org, once.part_id))
+        if known is None:
+            return None
+        if known["request_hash"] != once.request_hash:
+            raise other_body(once)
+        return _told_made(once.part_id, known, parts.part_key(caller.secret, once.part_id))
+
+    async def _begun_before(self, caller: Caller, once: Once) -> Reservation | None:
+        """What is held for the same request since a try that control has not answered."""
+        held = await ask(self._history.carved_before(caller.org, once.part_id))
+        if held is None or held.expires_at_ms - _SETTLE_MS <= self._clock.now_ms():
+            return None  # when its time is over, it is free
+        if held.facts.request_hash != once.request_hash:
+            raise other_body(once)
+        return held
+
+    async def _carve(
+        self, caller: Caller, budget_id: str, body: DelegateBody, pins: Mapping[str, str], once: Once | None
+    ) -> Told:
+        before = None if once is None else await self._begun_before(caller, once)
+        held = before or await self._hold(caller, budget_id, body, pins, once)
+        if isinstance(held, Denial):
+            return Told(NO_ROOM, told.refused(held))
+        carved = _carved(caller, budget_id, pins, held, once)
+        try:
+            key = await self._control.delegate(caller.org, carved)
+        except DeclinedError as error:
+            if before is None:
+                self._holding.record(_nothing_spent(held, self._clock.now_ms()))
+            there = None if once is None else await self._made_before(caller, once)
+            if there is None:
+                raise _refused(error, "; nothing is held" if before is None else _STAYS_HELD) from error
+            if before is not None and there.fields["reservation_id"] != before.transaction_id:
+                self._holding.record(_nothing_spent(before, self._clock.now_ms()))
+            return there
+        except UnavailableError as error:
+            raise await self._not_known(held, once) from error
+        return _told_made(carved.budget_id, asdict(carved), key)
+
+    async def _hold(
+        self, caller: Caller, budget_id: str, body: DelegateBody, pins: Mapping[str, str], once: Once | None
+    ) -> Reservation | Denial:
         ulid = ULID()
         now_ms = self._clock.now_ms()
         span = CalendarSpan(now_ms - _BEFORE_MS, now_ms + body.expires_in_seconds * 1000)
-        part_id = f"{parts.BUDGET_PREFIX}{ulid}"
+        part_id = f"{parts.BUDGET_PREFIX}{ulid}" if once is None else once.part_id
         # In the session that its calls will be in: what caps each session is carved there, or not at all.
         facts = _facts(caller, parts.part_flags(part_id, span), pins.get("session"))
-        # Parts of parts: what this caller's own part covers is covered for its parts, too.
+        facts = facts if once is None else replace(facts, request_hash=once.request_hash)
         matching = matched(caller, facts)
         if budget_id not in {name for each in matching.applicable for name in (each.budget_id, each.budget.budget_id)}:
             message = (
@@ -125,36 +184,32 @@ class Desk:
                 "one of a vendor or a model caps the part's own calls instead"
             )
             raise RefusedError(404, "not_found", message)
-        covered = [name for each in matching.applicable for name in each.budget.covers]
         hold_ms = span.end_ms - now_ms + _SETTLE_MS
-        held = await self._holding.hold(caller, facts, amount_nano, f"{parts.RESERVATION_PREFIX}{ulid}", hold_ms)
-        if isinstance(held, Denial):
-            return Told(NO_ROOM, told.refused(held))
-        carved = Carved(
-            reservation_id=held.transaction_id,
-            budget_id=part_id,
-            parent_budget_id=budget_id,
-            limit_nano=amount_nano,
-            covers=tuple(dict.fromkeys((*(each.budget_id for each in held.charges), *covered))),
-            starts_ms=span.start_ms,
-            ends_ms=span.end_ms,
-            pins=pins,
-            made_by=caller.identity.key_id,
-        )
-        await quietly(self._history.opened(held))
-        key = await self._key_of(caller, carved, held)
-        return Told(CREATED, {**_fields(carved), "key": key})
+        reservation_id = f"{parts.RESERVATION_PREFIX}{ulid}"
+        held = await self._holding.hold(caller, facts, parse_usd(body.amount_usd), reservation_id, hold_ms)
+        if isinstance(held, Reservation):
+            await quietly(self._history.opened(held))
+        return held
 
-    async def _key_of(self, caller: Caller, carved: Carved, held: Reservation) -> str:
+    async def _not_known(self, held: Reservation, once: Once | None) -> RefusedError:
+        """What is told when control has not answered: whether it has made the key is not known.
+
+        If so, nobody has been told it, and the hold can be given back; but whoever asks again under an Idempotency-Key
+        would be told it then. So that hold stays for them, and they find it here.
+        """
+        if once is None:
+            self._holding.record(_nothing_spent(held, self._clock.now_ms()))
+            return away("control is away, and a part needs a key; nothing is held. Try again in a moment")
+        await quietly(self._history.carved(once.part_id, held))
+        return away(f"control is away, and a part needs a key{_STAYS_HELD}")
+
+    async def _ask_control(self, deed: Awaitable[_A]) -> _A:
         try:
-            return await self._control.delegate(caller.org, carved)
+            return await deed
         except DeclinedError as error:
-            self._holding.record(_nothing_spent(held, self._clock.now_ms()))
-            raise _refused(error, "; nothing is held") from error
+            raise _refused(error) from error
         except UnavailableError as error:
-            # Whether control has made the key is not known; if so, nobody has been told it.
-            self._holding.record(_nothing_spent(held, self._clock.now_ms()))
-            raise away("control is away, and a part needs a key; nothing is held. Try again in a moment") from error
+            raise away("control is away; try again in a moment") from error
 
     async def find(self, caller: Caller, budget_id: str) -> Told:
         """Where a part stands."""
@@ -211,15 +266,11 @@ class Desk:
         """
         if past is not None and isinstance(past.first, Reservation) and past.settlement is None:
             with contextlib.suppress(RefusedError):
-                await self._holding.resize(caller, past.first, past.first.held_nano, _SETTLE_MS)
+                held_nano = past.first.held_nano
+                await self._holding.resize(caller, past.first, held_nano, _SETTLE_MS, is_growing=False)
 
     async def _known(self, caller: Caller, budget_id: str) -> Mapping[str, Any]:
-        try:
-            known = await self._control.find(caller.org, budget_id)
-        except DeclinedError as error:
-            raise _refused(error) from error
-        except UnavailableError as error:
-            raise away("control is away; try again in a moment") from error
+        known = await self._ask_control(self._control.find(caller.org, budget_id))
         mine = known is not None and caller.key.key_id in (known["key_id"], known["made_by"])
         if known is None or not (mine or caller.is_admin):
             raise RefusedError(404, "not_found", f"there is no delegated budget {budget_id[:80]!r} of this key's")
@@ -284,12 +335,36 @@ def _nothing_spent(held: Reservation, now_ms: int) -> Settlement:
     )
 
 
-def _fields(carved: Carved) -> dict[str, Any]:
-    return {
-        "budget_id": carved.budget_id,
-        "parent_budget_id": carved.parent_budget_id,
-        "limit_usd": format_usd(carved.limit_nano),
-        "expires_at": format_time(carved.ends_ms),
-        "reservation_id": carved.reservation_id,
+def _carved(caller: Caller, budget_id: str, pins: Mapping[str, str], held: Reservation, once: Once | None) -> Carved:
+    part = parts.part_of(held.facts)
+    assert part is not None, "it is a part that is held"
+    assert isinstance(part.span, CalendarSpan), "a part has a window from when it was made to its end"
+    # Parts of parts: what this caller's own part covers is covered for its parts, too.
+    covered = [name for each in matched(caller, held.facts).applicable for name in each.budget.covers]
+    return Carved(
+        reservation_id=held.transaction_id,
+        budget_id=part.budget_id,
+        parent_budget_id=budget_id,
+        limit_nano=held.held_nano,
+        covers=tuple(dict.fromkeys((*(each.budget_id for each in held.charges), *covered))),
+        starts_ms=part.span.start_ms,
+        ends_ms=part.span.end_ms,
+        pins=pins,
+        made_by=caller.identity.key_id,
+        request_hash="" if once is None else once.request_hash,
+        key="" if once is None else parts.part_key(caller.secret, part.budget_id),
+    )
+
+
+def _told_made(part_id: str, part: Mapping[str, Any], key: str) -> Told:
+    """A part as it was when it was made."""
+    fields = {
+        "budget_id": part_id,
+        "parent_budget_id": part["parent_budget_id"],
+        "limit_usd": format_usd(part["limit_nano"]),
+        "expires_at": format_time(part["ends_ms"]),
+        "reservation_id": part["reservation_id"],
         "state": "live",
+        "key": key,
     }
+    return Told(CREATED, fields)
