@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -30,6 +30,10 @@ MAX_WAL_PAGES: Final = 16_384
 # Every start skips this many sequences: more than the commits that the machine's death can take with it. The log may
 # have those events, and a sequence that is used for another event would make consumers drop that one as known.
 SKIPPED_SEQUENCES: Final = 1_000_000
+
+# SQLite uses a file's free pages again and never gives them back. A start gives back what an outage of the log left:
+# when more than this many pages (16 MB) are free, and they are most of the file.
+MAX_FREE_PAGES: Final = 4_096
 
 # `forgotten` keeps sequences from going back when the table is empty; AUTOINCREMENT would, at a third more to write.
 _TABLES: Final = (
@@ -185,7 +189,19 @@ def _prepare(database: sqlite3.Connection, path: Path) -> int:
     verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise sqlite3.DatabaseError(" ".join(verdict.split()))
+    _give_back(database)
     return SKIPPED_SEQUENCES
+
+
+def _give_back(database: sqlite3.Connection) -> None:
+    """Makes the file as small as what is in it, if that is much smaller."""
+    free = database.execute("PRAGMA freelist_count").fetchone()[0]
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    if free <= MAX_FREE_PAGES or free <= pages // 2:
+        return
+    with suppress(sqlite3.OperationalError):  # a disk that has no room for the copy must not keep the gateway down
+        database.execute("VACUUM")
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
 @contextmanager

@@ -21,6 +21,8 @@ _T = TypeVar("_T")
 MAX_FAILURES: Final = 5
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 2.0
+# A cluster has fewer servers by far: most of these addresses have gone, and those that are in use are learned anew.
+MAX_CIRCUITS: Final = 1_000
 
 
 class OpenCircuitError(NotSentError):
@@ -121,6 +123,8 @@ class GuardedConnection:
     def _circuit(self, server: str) -> Circuit:
         circuit = self._circuits.get(server)
         if circuit is None:
+            if len(self._circuits) >= MAX_CIRCUITS:
+                self._circuits.clear()
             circuit = self._circuits[server] = Circuit(server)
         return circuit
 

@@ -26,11 +26,24 @@ class OrgRecord:
 
 @dataclass(frozen=True, slots=True)
 class HashedKey:
-    """A key as stored: its HMAC, and what it stands for."""
+    """A key as stored: its HMAC, and what it stands for.
+
+    `is_forgotten`: it was revoked so long ago that no publication from before can still be under way.
+    """
 
     key_hash: str
     record: KeyRecord
     is_revoked: bool
+    is_forgotten: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledKeys:
+    """Live keys by hash, and the hashes of revoked and of forgotten ones; each key is one of the three."""
+
+    live: Mapping[str, KeyRecord]
+    revoked: tuple[str, ...]
+    forgotten: tuple[str, ...]
 
 
 def compile_snapshot(
@@ -57,13 +70,14 @@ def compile_snapshot(
     )
 
 
-def compile_keys(keys: Iterable[HashedKey]) -> tuple[Mapping[str, KeyRecord], tuple[str, ...]]:
-    """Live keys by hash, and the hashes of revoked ones."""
+def compile_keys(keys: Iterable[HashedKey]) -> CompiledKeys:
+    """An org's keys as they are published."""
     live: dict[str, KeyRecord] = {}
     revoked: list[str] = []
+    forgotten: list[str] = []
     for key in keys:
-        if key.is_revoked:
-            revoked.append(key.key_hash)
-        else:
+        if not key.is_revoked:
             live[key.key_hash] = key.record
-    return live, tuple(revoked)
+        else:
+            (forgotten if key.is_forgotten else revoked).append(key.key_hash)
+    return CompiledKeys(live, tuple(revoked), tuple(forgotten))

@@ -1,8 +1,10 @@
 """Brings committed changes to the gateways: at once after each write, and by a loop that catches up on misses."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Final, Protocol
 
 import structlog
@@ -21,12 +23,14 @@ from services.control.overrides import queries as override_queries
 from services.control.overrides.compiled import compile_overrides
 from services.control.prices.book import Catalogs
 from services.control.route_rules import queries as rule_queries
+from services.core.parts import parts_held_alike
 from services.core.ports import Directory, UnavailableError
 from services.core.snapshot import Overrides, encode_snapshot
 
 _log = structlog.get_logger(__name__)
 
 RECONCILE_INTERVAL_S: Final = 1.0
+TIDY_INTERVAL_S: Final = 3_600.0
 _MANY_BUDGETS: Final = 1_000
 
 
@@ -46,35 +50,60 @@ class Publisher:
         self._directory = directory
         self._is_behind = False
         self._restored: set[str] = set()
+        self._tidied_s = float("-inf")
+        # When each org was read for the last publication of this process, by the database's clock.
+        self._published_at: dict[str, datetime] = {}
 
-    async def publish(self, org: str, *, announce: bool = True) -> None:
+    async def publish(self, org: str, *, announce: bool = True, is_whole: bool = True) -> None:
         """Publishes an org as committed now: its catalog first, then snapshot and keys. Raises `UnavailableError`.
 
-        Unannounced, gateways do not look for it yet, and take a hot state that is bare to be bare still.
+        Unannounced, gateways do not look for it yet, and take a hot state that is bare to be bare still. Not whole, it
+        leaves out the keys that were revoked long before this process published the org last.
         """
+        since = None if is_whole else self._published_at.get(org)
         async with self._database.snapshot() as connection:
+            read_at = await org_queries.read_clock(connection)
             record = await org_queries.find(connection, org)
             budgets = await budget_queries.list_budgets(connection, org)
             vendor_connections = await connection_queries.list_compiled(connection, org)
-            keys = await key_queries.list_hashed(connection, org)
+            keys = await key_queries.list_hashed(connection, org, since)
             rules = await rule_queries.list_rules(connection, org)
-            more = compile_caps(await cap_queries.list_caps(connection, org))
-            more = (*more, *await delegation_queries.list_budgets(connection, org))
+            caps = compile_caps(await cap_queries.list_caps(connection, org))
+            parts = await delegation_queries.list_budgets(connection, org)
             overrides = await self._overrides(connection, org, record.catalog_version)
-        # A gateway may read the snapshot the moment it is there, so what it names has to be there before. The hot
-        # state is asked each time: it may have been wiped since, and only it knows.
-        if await self._directory.catalog(record.catalog_version) is None:
-            async with self._database.snapshot() as connection:
-                catalog = await catalog_queries.read_body(connection, record.catalog_version)
-            await self._directory.publish_catalog(record.catalog_version, catalog)
-        live, revoked = compile_keys(keys)
+        # A gateway may read the snapshot the moment it is there, so what it names has to be there before.
+        await self._ensure_catalog(record.catalog_version)
+        compiled = compile_keys(keys)
 
         def compile_it() -> bytes:
+            more = (*caps, *parts_held_alike(parts, (*budgets, *caps)))
             return encode_snapshot(compile_snapshot(record, budgets, vendor_connections, overrides, rules, more))
 
         # An org of very many budgets takes seconds, and control has others to answer.
         snapshot = await asyncio.to_thread(compile_it) if len(budgets) > _MANY_BUDGETS else compile_it()
-        await self._directory.publish_org(org, record.config_version, snapshot, live, revoked, announce=announce)
+        is_new = await self._directory.publish_org(
+            *(org, record.config_version, snapshot, compiled.live, compiled.revoked),
+            forgotten=compiled.forgotten,
+            announce=announce,
+        )
+        if is_new:
+            self._published_at[org] = read_at
+
+    async def _ensure_catalog(self, version: str) -> None:
+        # The hot state is asked each time: it may have been wiped since, and only it knows.
+        if not await self._directory.keep_catalog(version):
+            async with self._database.snapshot() as connection:
+                catalog = await catalog_queries.read_body(connection, version)
+            await self._directory.publish_catalog(version, catalog)
+
+    async def tidy_catalogs(self) -> None:
+        """Lets catalogs go that no org uses any more, and sees that those in use stay. Raises `UnavailableError`."""
+        async with self._database.snapshot() as connection:
+            catalogs = await catalog_queries.list_use(connection)
+        await self._directory.let_catalogs_go([version for version, is_used in catalogs.items() if not is_used])
+        for version, is_used in catalogs.items():
+            if is_used:
+                await self._ensure_catalog(version)
 
     async def _overrides(self, connection: Connection, org: str, catalog_version: str) -> Overrides | None:
         own = await override_queries.list_own(connection, org)
@@ -89,7 +118,7 @@ class Publisher:
             if await self._is_bare():
                 await self.reconcile()
             else:
-                await self.publish(org)
+                await self.publish(org, is_whole=False)
         except UnavailableError as error:
             _log.warning("publication_delayed", org=org, reason=str(error))
 
@@ -121,6 +150,9 @@ class Publisher:
         try:
             await self.reconcile()
             await self._directory.beat()
+            if time.monotonic() - self._tidied_s > TIDY_INTERVAL_S:
+                await self.tidy_catalogs()
+                self._tidied_s = time.monotonic()
         except UnavailableError as error:
             if not self._is_behind:
                 _log.warning("publication_waits", reason=str(error))

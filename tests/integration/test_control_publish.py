@@ -21,6 +21,7 @@ import pytest
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
 from services.control.boot import BootError, Handover
+from services.control.publish import Publisher
 from services.core.catalog import decode_catalog
 from services.core.identity import KeyRecord, hash_key
 from services.core.ports import UnavailableError
@@ -29,6 +30,8 @@ from tests.support.cluster import REPOSITORY
 from tests.support.control import MASTER_KEY, Away, Control, running_control
 from tests.support.postgres import PostgresServer
 from tests.support.valkey import ValkeyServer, free_port
+
+DAY_MS = 86_400_000
 
 
 @pytest.fixture
@@ -190,6 +193,100 @@ async def test_nothing_is_published_when_nothing_changed(control: Control, direc
     for _ in range(3):
         await control.context.publisher.reconcile()
     assert (await directory.pulse()).generation == before
+
+
+async def test_of_keys_revoked_long_ago_nothing_is_left(
+    control: Control, directory: ValkeyDirectory, valkey: ValkeyConnection
+) -> None:
+    """Else an org whose agents hand on parts of budgets by the thousand would publish all of their keys for ever."""
+
+    async def records() -> int:
+        return len(await valkey.execute("KEYS", "{@control}:key:*"))
+
+    before = await records()
+    made = [await control.ask("POST", "keys", {}) for _ in range(3)]
+    assert await records() == before + 3
+    async with control.postgres.transaction() as connection:  # two of them long ago, unknown to the gateways
+        await connection.execute(
+            "UPDATE keys SET revoked_at = now() - interval '3 days' WHERE key_id = ANY($1)",
+            [each["key_id"] for each in made[:2]],
+        )
+    await control.ask("DELETE", f"keys/{made[2]['key_id']}")
+    # The first two were revoked long before this process published last: it has published that, as far as it knows.
+    assert [await find(control, each["key"]) is None for each in made] == [False, False, True]
+    await control.context.publisher.publish("default")  # as after a restart, or when a hot state lacks something
+    assert [await find(control, each["key"]) for each in made] == [None] * 3
+    assert await records() == before + 1, "of the last it is remembered for a while that it is revoked"
+    assert await find(control, control.agent_key) is not None
+
+
+async def test_what_was_revoked_since_the_last_publication_is_published(
+    control: Control, directory: ValkeyDirectory, valkey: ValkeyConnection
+) -> None:
+    """However many publications have failed in between."""
+    made = [await control.ask("POST", "keys", {}) for _ in range(3)]
+    publisher = control.context.publisher
+    publisher._directory, there = Away(), publisher._directory  # type: ignore[assignment]
+    for each in made[:2]:
+        await control.ask("DELETE", f"keys/{each['key_id']}")
+    assert await find(control, made[0]["key"]) is not None
+    publisher._directory = there
+    await control.ask("DELETE", f"keys/{made[2]['key_id']}")
+    assert [await find(control, each["key"]) for each in made] == [None] * 3
+
+
+async def test_a_new_process_publishes_all_that_was_ever_revoked(
+    control: Control, directory: ValkeyDirectory, valkey: ValkeyConnection
+) -> None:
+    """The one before it may have ended between a commit and its publication."""
+    made = await control.ask("POST", "keys", {})
+    async with control.postgres.transaction() as connection:
+        await connection.execute(
+            "UPDATE keys SET revoked_at = now() - interval '1 year' WHERE key_id = $1", made["key_id"]
+        )
+    publisher = Publisher(control.postgres, control.context.prices, directory)
+    await publisher.publish_soon("default")
+    assert await find(control, made["key"]) is None
+
+
+async def test_a_catalog_that_no_org_uses_goes_after_a_while(
+    control: Control, directory: ValkeyDirectory, valkey: ValkeyConnection
+) -> None:
+    publisher, used = control.context.publisher, (await snapshot(directory)).catalog_version
+
+    async def left_ms(version: str) -> int:
+        left: int = await valkey.execute("PTTL", f"{{@control}}:catalog:{version}")
+        return left
+
+    async with control.postgres.transaction() as connection:
+        await connection.execute("INSERT INTO price_catalogs (version, body) VALUES ('beef', 'a catalog')")
+    await directory.publish_catalog("beef", b"a catalog")
+    await publisher.tidy_catalogs()
+    assert await left_ms(used) == -1
+    assert 29 * DAY_MS < await left_ms("beef") <= 30 * DAY_MS
+    before = await valkey.execute("PEXPIRETIME", "{@control}:catalog:beef")
+    await publisher.tidy_catalogs()
+    assert await valkey.execute("PEXPIRETIME", "{@control}:catalog:beef") == before, "it does not stay for ever"
+
+    # An org goes back to it: it is there when the snapshot that names it is.
+    async with control.postgres.transaction() as connection:
+        await connection.execute("UPDATE orgs SET catalog_version = 'beef', config_version = config_version + 1")
+    await publisher.reconcile()
+    assert (await left_ms("beef"), await directory.catalog("beef")) == (-1, b"a catalog")
+    await publisher.tidy_catalogs()
+    assert await left_ms("beef") == -1
+    assert 29 * DAY_MS < await left_ms(used) <= 30 * DAY_MS
+
+
+async def test_a_catalog_in_use_that_was_lost_is_published_again(
+    control: Control, directory: ValkeyDirectory, valkey: ValkeyConnection
+) -> None:
+    used = (await snapshot(directory)).catalog_version
+    await valkey.execute("DEL", f"{{@control}}:catalog:{used}")
+    await control.context.publisher.catch_up()
+    catalog = await directory.catalog(used)
+    assert catalog is not None
+    assert decode_catalog(catalog).version == used
 
 
 async def test_a_new_hold_time_is_a_change_like_any_other(control: Control, directory: ValkeyDirectory) -> None:

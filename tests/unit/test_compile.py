@@ -96,8 +96,13 @@ def test_budgets_come_widest_scope_first() -> None:
 def test_live_keys_and_revoked_ones_are_kept_apart() -> None:
     admin = KeyRecord("key_1", "acme", "org_admin", {})
     agent = KeyRecord("key_2", "acme", "agent", {"team": "ml", "agent": "ada"})
-    live, revoked = compile_keys(
-        [HashedKey("aa", admin, False), HashedKey("bb", agent, True), HashedKey("cc", agent, False)]
+    keys = compile_keys(
+        [
+            HashedKey("aa", admin, False),
+            HashedKey("bb", agent, True),
+            HashedKey("cc", agent, False),
+            HashedKey("dd", agent, True, is_forgotten=True),
+        ]
     )
-    assert live == {"aa": admin, "cc": agent}
-    assert revoked == ("bb",)
+    assert keys.live == {"aa": admin, "cc": agent}
+    assert (keys.revoked, keys.forgotten) == (("bb",), ("dd",))

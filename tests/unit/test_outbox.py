@@ -260,6 +260,39 @@ def test_what_was_appended_survives_the_death_of_the_process(path: Path) -> None
         assert [decode(row.message.value).sequence for row in outbox.oldest(1000)] == list(range(2, 601))
 
 
+def test_a_start_gives_back_the_room_of_an_outage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FREE_PAGES", 16)
+    with closing(SqliteOutbox(path, 1_000)) as outbox:
+        producer = outbox.producer
+        outbox.append(wrapped(*[SETTLEMENT] * 400))
+        outbox.forget(390)
+        outbox.checkpoint()
+        waiting = outbox.oldest(100)
+        large = path.stat().st_size
+    with closing(SqliteOutbox(path, 1_000)) as outbox:
+        assert path.stat().st_size < large / 4
+        assert (outbox.producer, outbox.size(), outbox.oldest(100)) == (producer, 10, waiting)
+        outbox.forget(400)
+        outbox.append(wrapped(SETTLEMENT))
+        assert sequences(outbox) == [400 + SKIPPED_SEQUENCES + 1]
+
+
+def test_a_disk_without_room_to_give_any_back_is_no_reason_not_to_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_FREE_PAGES", 16)
+    with closing(SqliteOutbox(path, 1_000)) as outbox:
+        outbox.append(wrapped(*[SETTLEMENT] * 400))
+        outbox.forget(390)
+    reader = sqlite3.connect(path)
+    # Whoever reads the file keeps it from being made smaller, as a full disk does, by the same error.
+    reader.execute("BEGIN IMMEDIATE")
+    with closing(reader), closing(sqlite3.connect(path, timeout=0.01, isolation_level=None)) as database:
+        module._give_back(database)
+    with closing(SqliteOutbox(path, 1_000)) as outbox:
+        assert outbox.size() == 10
+
+
 def test_a_checkpoint_empties_the_write_ahead_log(outbox: SqliteOutbox, path: Path) -> None:
     for _ in range(200):
         outbox.append(wrapped(SETTLEMENT))

@@ -198,3 +198,16 @@ async def test_each_server_of_a_cluster_is_judged_by_itself() -> None:
         await guarded.connection.execute_all([("GET", "a"), ("GET", "b")])
     assert await guarded.connection.execute_all([("GET", "a"), ("TIME",)]) == [b"OK", b"OK"]
     assert guarded.told == [("b", True)]
+
+
+async def test_addresses_that_have_gone_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a cluster whose servers have another address whenever they are started."""
+    monkeypatch.setattr("services.adapters.valkey_breaker.MAX_CIRCUITS", 4)
+    server = Server(is_cluster=True)
+    guarded = Guarded(server)
+    for number in range(20):
+        await guarded.connection.execute("GET", f"server-{number}")
+        assert len(guarded.connection._circuits) <= 4
+    server.down = {"server-19"}
+    await guarded.fails_with(NotSentError, key="server-19")
+    await guarded.fails_with(OpenCircuitError, key="server-19")

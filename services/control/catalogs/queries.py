@@ -1,6 +1,6 @@
 """SQL of price catalogs and of their proposals to orgs. The tables themselves refuse changes and deletions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from asyncpg import Connection, Record
@@ -19,6 +19,14 @@ async def read_body(connection: Connection, version: str) -> bytes:
     """The bytes of a catalog that is there."""
     body: bytes = await connection.fetchval("SELECT body FROM price_catalogs WHERE version = $1", version)
     return body
+
+
+async def list_use(connection: Connection) -> Mapping[str, bool]:
+    """Every catalog by version, and whether an org uses it."""
+    rows = await connection.fetch(
+        "SELECT version, EXISTS (SELECT FROM orgs WHERE catalog_version = version) AS is_used FROM price_catalogs"
+    )
+    return {row["version"]: row["is_used"] for row in rows}
 
 
 async def loaded_at(connection: Connection, version: str) -> datetime:

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Final
 
 from asyncpg import Connection, Record
 
@@ -9,6 +11,9 @@ from services.control.compile import HashedKey
 from services.core.identity import KeyRecord
 
 _COLUMNS = "key_id, role, pins, hint, created_at, revoked_at"
+
+# No publication takes so long, and no hot state that loses its last writes loses so many.
+_FORGOTTEN_AFTER: Final = timedelta(days=2)
 
 
 async def find_live(connection: Connection, key_hash: str) -> KeyRecord | None:
@@ -77,10 +82,18 @@ async def count_live_admins(connection: Connection, org: str) -> int:
     return count
 
 
-async def list_hashed(connection: Connection, org: str) -> tuple[HashedKey, ...]:
-    """Every key of an org as gateways need it."""
-    rows = await connection.fetch("SELECT hash, key_id, org, role, pins, revoked_at FROM keys WHERE org = $1", org)
-    return tuple(HashedKey(row["hash"], _record(row), row["revoked_at"] is not None) for row in rows)
+async def list_hashed(connection: Connection, org: str, since: datetime | None) -> tuple[HashedKey, ...]:
+    """The keys of an org as gateways need them: the live ones, and those revoked since shortly before an instant, or
+    ever."""
+    rows = await connection.fetch(
+        "SELECT hash, key_id, org, role, pins, revoked_at IS NOT NULL AS is_revoked,"
+        " coalesce(revoked_at < now() - $2::interval, false) AS is_forgotten FROM keys"
+        " WHERE org = $1 AND (revoked_at IS NULL OR revoked_at > coalesce($3::timestamptz - $2, '-infinity'))",
+        org,
+        _FORGOTTEN_AFTER,
+        since,
+    )
+    return tuple(HashedKey(row["hash"], _record(row), row["is_revoked"], row["is_forgotten"]) for row in rows)
 
 
 def _record(row: Record) -> KeyRecord:

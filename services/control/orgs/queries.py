@@ -35,6 +35,12 @@ async def find_created_at(connection: Connection, org: str) -> datetime:
     return created_at
 
 
+async def read_clock(connection: Connection) -> datetime:
+    """The database's own time, as of which a snapshot reads."""
+    now: datetime = await connection.fetchval("SELECT now()")
+    return now
+
+
 async def list_versions(connection: Connection) -> Mapping[str, int]:
     """The config version of every org."""
     rows = await connection.fetch("SELECT name, config_version FROM orgs ORDER BY name")
