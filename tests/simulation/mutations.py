@@ -10,9 +10,14 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+from services.adapters.memory_answers import MemoryAnswers
+from services.aggregator import reaper
 from services.core import fold
+from services.core.answers import Answer
 from services.core.budgets import Charge
 from services.core.hotstate import FoldStep, HoldRequest, OrgState
+from services.core.snapshot import decode_snapshot
+from services.gateway import snapshots
 from services.gateway.settle import Settler
 from tests.support.simulation.ports import SimHotState
 
@@ -109,6 +114,42 @@ def refund_twice() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def part_given_back_whole() -> Iterator[None]:
+    """A part of a budget ends at nothing, whatever its calls have spent."""
+    real = reaper.spent_by
+
+    def spent_by(*arguments: Any) -> int | None:
+        return None if real(*arguments) is None else 0
+
+    with patch.object(reaper, "spent_by", spent_by):
+        yield
+
+
+@contextmanager
+def part_charged_twice() -> Iterator[None]:
+    """The calls of a part are charged to what it was carved from, too, where the whole part is held already."""
+
+    def decode(published: bytes) -> Any:
+        snapshot = decode_snapshot(published)
+        return replace(snapshot, budgets=tuple(replace(each, covers=()) for each in snapshot.budgets))
+
+    with patch.object(snapshots, "decode_snapshot", decode):
+        yield
+
+
+@contextmanager
+def answer_forgotten() -> Iterator[None]:
+    """What an idempotency key was answered is kept for half a second."""
+    real = MemoryAnswers.finish
+
+    async def finish(self: MemoryAnswers, org: str, name: str, answer: Answer, _: int) -> Answer:
+        return await real(self, org, name, answer, 500)
+
+    with patch.object(MemoryAnswers, "finish", finish):
+        yield
+
+
 # Each bug, with the promises that it breaks: the first finding of a failing run must be of one of them.
 MUTATIONS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], tuple[str, ...]]] = {
     # The fold sees that the org has not kept what it has just folded, and goes no further.
@@ -117,4 +158,7 @@ MUTATIONS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], tuple[
     "window decided twice": (window_decided_twice, ("P4", "P5")),
     "expiry without state check": (expiry_without_state_check, ("P4", "P5")),
     "refund twice": (refund_twice, ("P4",)),
+    "part given back whole": (part_given_back_whole, ("BU-9",)),
+    "part charged twice": (part_charged_twice, ("BU-9",)),
+    "answer forgotten": (answer_forgotten, ("P2",)),
 }

@@ -40,12 +40,14 @@ class Tally:
         self.failed.update(other.failed)
 
 
-def run_seeds(seeds: Iterable[int], until_failed: bool = False, with_rollbacks: bool = False) -> Tally:
+def run_seeds(
+    seeds: Iterable[int], until_failed: bool = False, with_rollbacks: bool = False, is_plain: bool = False
+) -> Tally:
     """Runs the seeds in this process, one after another."""
     tally = Tally()
     with tidy():
         for seed in seeds:
-            world = simulate(seed, with_rollbacks=with_rollbacks)
+            world = simulate(seed, with_rollbacks=with_rollbacks, is_plain=is_plain)
             findings = verify(world)
             tally.runs += 1
             tally.calls += len(world.plan.calls)
@@ -72,9 +74,9 @@ def _chunks(first: int, count: int) -> Iterator[range]:
         yield range(begin, min(begin + CHUNK, first + count))
 
 
-def _one(seed: int, with_trace: bool, with_rollbacks: bool) -> int:
+def _one(seed: int, with_trace: bool, with_rollbacks: bool, is_plain: bool) -> int:
     with tidy():
-        world = simulate(seed, keep_trace=with_trace, with_rollbacks=with_rollbacks)
+        world = simulate(seed, keep_trace=with_trace, with_rollbacks=with_rollbacks, is_plain=is_plain)
         findings = verify(world)
     if with_trace:
         print("\n".join(world.lines))
@@ -93,13 +95,15 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="with everything that happens in it (with --seed)")
     parser.add_argument("--jobs", type=int, default=1, help="in so many processes")
     parser.add_argument("--rollbacks", action="store_true", help="the hot state may lose its last writes, too")
+    parser.add_argument("--plain", action="store_true", help="calls alone: no reservation API, no parts of budgets")
     options = parser.parse_args()
     if options.seed is not None:
-        return _one(options.seed, options.trace, options.rollbacks)
+        return _one(options.seed, options.trace, options.rollbacks, options.plain)
     began, total = time.monotonic(), Tally()
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for tally in pool.imap_unordered(
-            partial(run_seeds, with_rollbacks=options.rollbacks), _chunks(options.first, options.seeds)
+            partial(run_seeds, with_rollbacks=options.rollbacks, is_plain=options.plain),
+            _chunks(options.first, options.seeds),
         ):
             total.add(tally)
             for seed, findings in tally.failed.items():

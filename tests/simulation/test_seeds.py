@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.run import run_seeds, show
-from tests.simulation.seeds import FOUND, FOUND_WITH_ROLLBACKS
+from tests.simulation.seeds import FOUND, FOUND_BY_ERRANDS, FOUND_WITH_ROLLBACKS
 from tests.support.simulation.verify import verify
 from tests.support.simulation.world import simulate, tidy
 
@@ -32,6 +32,13 @@ WANTED = {
     "backfilled",
     "alert",
     "unreadable",
+    "told reserve 201",
+    "told reserve 402",
+    "told reserve 409",
+    "told extend 200",
+    "told settle 200",
+    "told release 200",
+    "told delegate 201",
 }
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,9 +56,10 @@ def test_every_promise_holds_in_every_world(part: int) -> None:
     assert not WANTED - {name for name, times in tally.seen.items() if times}
 
 
-def test_what_seeds_found_once_they_do_not_find_again() -> None:
-    tally = run_seeds(FOUND)
-    assert not tally.failed, "\n".join(f"{FOUND[seed]}\n{show(seed, each)}" for seed, each in tally.failed.items())
+@pytest.mark.parametrize(("found", "is_plain"), [(FOUND, True), (FOUND_BY_ERRANDS, False)], ids=["plain", "errands"])
+def test_what_seeds_found_once_they_do_not_find_again(found: dict[int, str], is_plain: bool) -> None:
+    tally = run_seeds(found, is_plain=is_plain)
+    assert not tally.failed, "\n".join(f"{found[seed]}\n{show(seed, each)}" for seed, each in tally.failed.items())
 
 
 def test_what_seeds_with_lost_writes_found_once_they_do_not_find_again() -> None:

@@ -7,7 +7,7 @@ with either.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -179,6 +179,8 @@ def judge(messages: Iterable[Message]) -> Verdict:
 
 # By (topic, partition): the offset below which everything is known.
 Known = Mapping[tuple[str, int], int]
+# What a call is charged to: (budget, window).
+Slots = tuple[tuple[str, str], ...]
 
 
 def slot_of(charge: Mapping[str, str]) -> tuple[tuple[str, str], int | None]:
@@ -221,7 +223,7 @@ def check_endings(verdict: Verdict, recorded: Iterable[str]) -> list[str]:
     for name, each in known.items():
         if each.is_open:
             findings.append(f"{name} has no ending")
-        if each.settlement is not None and each.reservation is None:
+        if each.settlement is not None and each.reservation is None and not _is_unknown_part(each.settlement):
             findings.append(f"{name} was settled, and never reserved")
     calls = [each for each in known.values() if each.reservation is not None]
     reserved = sum(each.held_nano for each in calls)
@@ -237,24 +239,35 @@ def check_endings(verdict: Verdict, recorded: Iterable[str]) -> list[str]:
     return findings
 
 
-def check_parents(verdict: Verdict, parents: Mapping[int, Mapping[str, str | None]]) -> list[str]:
+def _is_unknown_part(event: Mapping[str, Any]) -> bool:
+    """Whether this ends a part that nobody was told of, as its gateway died before it was recorded."""
+    return event.get("route") == "delegation" and nano(event["cost_usd"]) == 0
+
+
+def check_parents(
+    verdict: Verdict,
+    parents: Mapping[int, Mapping[str, str | None]],
+    covers: Mapping[int, Mapping[str, Collection[str]]] = MappingProxyType({}),
+) -> list[str]:
     """BU-3: whoever is charged to a budget is charged to all above it; what was left out is named, and its parent pays.
 
-    `parents` are the budgets' parents by configuration version.
+    `parents` are the budgets' parents by configuration version, and `covers` what holds the whole of a part of a budget
+    (BU-9): its calls are not charged there again.
     """
     findings = []
     for name, each in verdict.transactions.items():
         for event in (each.reservation, each.settlement):
             if event is None:
                 continue
-            above = parents[event["config_version"]]
+            above, held = parents[event["config_version"]], covers.get(event["config_version"], {})
             charged = [charge["budget_id"].partition("@")[0] for charge in event["charges"]]
             left_out = {budget_id.partition("@")[0] for budget_id in event["parent_charged"]}
             if len({charge["budget_id"] for charge in event["charges"]}) < len(charged):
                 findings.append(f"{name} is charged to a budget twice")
+            covered = {name for budget_id in charged for name in held.get(budget_id, ())}
             for budget_id in {*charged, *left_out}:
                 parent = above.get(budget_id)
-                if parent is not None and parent not in charged and parent not in left_out:
+                if parent is not None and parent not in {*charged, *left_out, *covered}:
                     findings.append(f"{name} counts against {budget_id}, and not against its parent {parent}")
             if left_out & set(charged):
                 findings.append(f"{name} left out {sorted(left_out & set(charged))}, and is charged to it")
@@ -262,24 +275,29 @@ def check_parents(verdict: Verdict, parents: Mapping[int, Mapping[str, str | Non
 
 
 def check_windows(
-    verdict: Verdict, admitted: Mapping[str, tuple[int, tuple[tuple[str, str], ...]]] | None = None
+    verdict: Verdict,
+    admitted: Mapping[str, tuple[int, Slots]] | None = None,
+    changed: Mapping[str, Container[Slots]] = MappingProxyType({}),
 ) -> list[str]:
     """P9: each call counts in the windows that held the hot state's own time when it was admitted, whatever else any
-    clock said. `admitted` is what the hot state was seen to answer: when, and against which (budget, window)."""
+    clock said. `admitted` is what the hot state was seen to answer: when, and against which (budget, window); `changed`
+    are its answers to changes of holds. An expiry tells of its hold as it was changed last, whether the gateway lived
+    to record that or not."""
     findings = []
     for name, each in verdict.transactions.items():
         for event in (each.reservation, each.settlement, each.expiry):
             if event is None:
                 continue
             charges = tuple((charge["budget_id"], charge["window"]) for charge in event["charges"])
+            is_changed = bool(each.resized) or (event is each.expiry and charges in changed.get(name, ()))
             now_ms = milliseconds(event["time"] if event is each.reservation else event["admitted_at"])
             # One that was let through while the hot state was away has no answer of it.
             if admitted is not None and "fail_open" not in event["flags"]:
                 now_ms, seen = admitted[name]
-                if seen != charges and not each.resized:
+                if seen != charges and not is_changed:
                     findings.append(f"{name} counts in {charges}, and was admitted to {seen}")
             for budget_id, window in charges:
-                if not _holds(window, now_ms) and not each.resized:
+                if not _holds(window, now_ms) and not is_changed:
                     findings.append(f"{name} of {now_ms} counts in {window} of {budget_id}")
     return findings
 

@@ -55,6 +55,13 @@ class Configurations:
             return None
         return parent
 
+    def covers(self) -> dict[int, dict[str, list[str]]]:
+        """What each part was carved from, by version."""
+        return {
+            version: {name: each["covers"] for name, each in budgets.items() if each["covers"]}
+            for version, budgets in self.versions.items()
+        }
+
     def unsettled(self) -> set[str]:
         """Budgets that were once backfilled, and have another window now or are gone: what their old windows hold is
         nobody's business any more."""
@@ -75,16 +82,24 @@ class Configurations:
         spent: Spent = defaultdict(int)
         for each in verdict.transactions.values():
             event = each.settlement or each.expiry
-            if event is None:
-                continue
+            if event is None or event.get("route") == "delegation":
+                continue  # what a part did cost are its calls, which are charged themselves
             said = {(charge["budget_id"], charge["window"]) for charge in event["charges"]}
             for budget in self.current.values():
                 if event["config_version"] >= budget["since_version"]:
                     continue
-                for slot in self._slots(budget, event):
+                for slot in {*self._slots(budget, event), *self._as_parent(budget, event)}:
                     if slot not in said:
                         spent[slot] += each.spent_nano
         return {slot: amount for slot, amount in spent.items() if amount}
+
+    def _as_parent(self, budget: Fields, event: Fields) -> Iterable[tuple[str, str]]:
+        """What was charged to a budget in a window that it had counts in the one that it has, if only as a child's."""
+        session = event["identity"]["session"]
+        if budget["window"].get("of") == "session" and session is None:
+            return
+        if any(charge["budget_id"] == budget["budget_id"] for charge in event["charges"]):
+            yield budget["budget_id"], span_key(budget["window"], milliseconds(event["admitted_at"]), session)
 
     def _slots(self, budget: Fields, event: Fields) -> Iterable[tuple[str, str]]:
         session = event["identity"]["session"]

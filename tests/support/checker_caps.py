@@ -11,6 +11,8 @@ from typing import Any
 from tests.support.checker import Known, Message, milliseconds, nano, readable, slot_of
 
 Limits = Mapping[int, Mapping[str, int | None]]
+Slot = tuple[str, str]
+MAX_MS = 2**63
 
 
 @dataclass
@@ -27,11 +29,30 @@ class _Counted:
     limit_nano: int
     spent_nano: int | None = None
 
-    def amount(self, now_ms: int) -> int:
-        """What it counts at an instant: its cost once that is known, else what it held then."""
+    def amount(self, now_ms: int, lost: Sequence[tuple[int, int]], changes: Sequence["_Change"], slot: Slot) -> int:
+        """What it counts at an instant: its cost once that is known, else what it held then.
+
+        Of a change that the hot state lost again, or that comes later in the log, whatever is less.
+        """
+        is_lost, (_, amount) = False, self.held[0]
+        for since_ms, changed_nano in self.held[1:]:
+            if since_ms <= now_ms:
+                is_lost = any(begin_ms <= since_ms <= end_ms <= now_ms for begin_ms, end_ms in lost)
+                amount = min(amount, changed_nano) if is_lost else changed_nano
         if self.spent_nano is not None:
-            return self.spent_nano
-        return [amount for since_ms, amount in self.held if since_ms <= now_ms or since_ms == self.held[0][0]][-1]
+            # Not folded yet, it counts as what it holds, which is no less but for one that has lost what it grew by.
+            return min(amount, self.spent_nano) if is_lost else self.spent_nano
+        later = (each for each in changes if self.held[-1][0] < each.since_ms <= now_ms)
+        return min((amount, *(each.held_nano if slot in each.slots else 0 for each in later)))
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A change of what a call holds, against what from then on."""
+
+    since_ms: int
+    held_nano: int
+    slots: frozenset[Slot]
 
 
 class CapChecker:
@@ -59,11 +80,21 @@ class CapChecker:
         self._slots_of: dict[str, list[tuple[str, str]]] = defaultdict(list)
         self._seen: dict[tuple[str, int, str], int] = {}
         self._ended: dict[str, int] = {}
+        self._changes: dict[str, list[_Change]] = defaultdict(list)
         # Held at less than they may cost, or not at all.
         self._loose: set[str] = set()
         # Let go of unspent by the org's own wish, so that there is no room for what they turn out to have cost.
         self._unbooked: set[str] = set()
         self.findings: list[str] = []
+
+    def foresee(self, message: Message) -> None:
+        """Any message of the log, before all are taken: what a hold was changed by is in the hot state before it is in
+        the log, and another call that was admitted in between may be in the log before it."""
+        event = readable(message)
+        if event is not None and event["type"] == "spend.hold.resized.v1":
+            slots = frozenset(slot_of(charge)[0] for charge in event["charges"])
+            change = _Change(milliseconds(event["time"]), nano(event["held_usd"]), slots)
+            self._changes[event["transaction_id"]].append(change)
 
     def take(self, message: Message) -> None:
         """The next message of the log."""
@@ -87,7 +118,8 @@ class CapChecker:
             is_settlement = kind == "spend.settlement.recorded.v1"
             amount = nano(event["cost_usd"] if is_settlement else event["booked_usd"])
             if is_settlement and amount > nano(event["held_usd"]):
-                # A stream that was held step by step, and wrote more before it could be ended.
+                # A stream that was held step by step, and wrote more before it could be ended; or what somebody has
+                # reserved, and says to have cost more.
                 self._loose.add(name)
                 for slot in self._slots_of.pop(name, []):
                     del self._slots[slot][name]
@@ -102,26 +134,34 @@ class CapChecker:
                 self._slots[slot][name].spent_nano = self._ended[name]
         self._check_prefix(name)
 
+    def strays(self) -> set[str]:
+        """The calls that a hot state did not know of for a while, and those that held too little."""
+        every = [each for slot in self._slots.values() for each in slot.values()]
+        return {*self._loose, *self._unknown, *(each.name for each in every if self._is_stray(each, MAX_MS))}
+
     def _enter(self, message: Message, event: dict[str, Any], admitted_ms: int) -> None:
         name = event["transaction_id"]
         limits = self._limits[event["config_version"]]
         is_later = event["type"] == "spend.hold.resized.v1"
+        slots = self._slots_of[name]  # from here on it is known, whether anything limits it or not
         for charge in event["charges"]:
             budget = charge["budget_id"].partition("@")[0]
-            if budget not in limits:
+            if budget not in limits and not is_later:
                 self.findings.append(f"{name} is charged to {budget}, which version {event['config_version']} has not")
                 continue
-            limit_nano = self._largest(budget, event["config_version"]) if is_later else limits[budget]
+            limit_nano = self._largest(budget, event["config_version"]) if is_later else limits.get(budget)
             slot, bucket = slot_of(charge)
             held = [(admitted_ms, nano(event["held_usd"]))]
             place = (message.topic, message.partition)
             if limit_nano is not None:
                 counted = _Counted(name, admitted_ms, place, message.offset, bucket, held, limit_nano)
                 self._slots[slot][name] = counted
-                self._slots_of[name].append(slot)
+                slots.append(slot)
 
     def _largest(self, budget: str, since_version: int) -> int | None:
         """The largest limit since a version: a hold that is changed later is judged by a later configuration."""
+        if budget.startswith("sub_"):  # a part of a budget, whose limit never changes
+            return next((known[budget] for known in self._limits.values() if budget in known), None)
         limits = [known.get(budget) for version, known in self._limits.items() if version >= since_version]
         # One that is gone, or only watches by then, refuses nothing.
         return None if None in limits else max(each for each in limits if each is not None)
@@ -144,10 +184,13 @@ class CapChecker:
         self._enter(message, event, admitted_ms)
         for slot in self._slots_of.get(name, []):
             counted, old = self._slots[slot][name], before.get(slot)
-            counted.held = [*(old.held if old else []), (now_ms, amount)]
+            # Against what it is charged to from now on it has held nothing until now.
+            counted.held = [*(old.held if old else [(admitted_ms, 0)] if before else []), (now_ms, amount)]
             counted.spent_nano = self._ended.get(name)
             if old is None or amount > old.held[-1][1]:
                 self._check_own(slot, name, amount, now_ms)
+            else:  # it asks for no room that it has not had
+                counted.limit_nano = max(counted.limit_nano, old.limit_nano)
 
     def _check_own(self, slot: tuple[str, str], name: str, amount: int, now_ms: int) -> None:
         """That there was room for a call when it was admitted, or grew, among those that were there before it."""
@@ -157,7 +200,7 @@ class CapChecker:
             for each in self._slots[slot].values()
             if each.name != name and each.admitted_ms < now_ms and not self._is_stray(each, now_ms)
         ]
-        total = amount + sum(each.amount(now_ms) for each in others if not _has_left(each, slot, now_ms))
+        total = amount + sum(self._amount(each, slot, now_ms) for each in others if not _has_left(each, slot, now_ms))
         if total > own.limit_nano:
             self.findings.append(f"{name} came to {total} of {own.limit_nano} nano-dollars in {slot}")
 
@@ -167,10 +210,13 @@ class CapChecker:
             counted = list(self._slots[slot].values())
             now_ms = max(each.held[-1][0] for each in counted)
             known = [each for each in counted if not self._is_stray(each, now_ms) and not _has_left(each, slot, now_ms)]
-            total = sum(each.amount(now_ms) for each in known)
+            total = sum(self._amount(each, slot, now_ms) for each in known)
             most = max((each.limit_nano for each in counted), default=0)
             if known and total > most:
                 self.findings.append(f"the log, at {name}, comes to {total} of {most} nano-dollars in {slot}")
+
+    def _amount(self, each: _Counted, slot: Slot, now_ms: int) -> int:
+        return each.amount(now_ms, self._lost, self._changes.get(each.name, ()), slot)
 
     def _is_stray(self, each: _Counted, now_ms: int) -> bool:
         if each.name in self._unbooked or any(
@@ -184,9 +230,9 @@ class CapChecker:
 
 
 def _is_bound(event: Mapping[str, Any]) -> bool:
-    """Whether what a call holds bounds what it may cost: at once, or as it is extended step by step."""
+    """Whether what a call holds bounds what it may cost: at once, as it is extended, or as somebody says."""
     mode: str = event.get("estimate_mode") or event.get("estimate", {}).get("mode", "strict")
-    return mode in ("strict", "stepped")
+    return mode in ("strict", "stepped", "stated")
 
 
 def _has_left(each: _Counted, slot: tuple[str, str], now_ms: int) -> bool:

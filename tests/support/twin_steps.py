@@ -1,8 +1,8 @@
 """What the twins are put through: each operation with what it is done to, drawn by hypothesis or by a seeded walk."""
 
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, Literal, Protocol, TypeVar
 
 from services.core.budgets import Charge, FullRule, Proposal
@@ -14,6 +14,7 @@ from services.core.hotstate import (
     TOMBSTONE_MS,
     Backfill,
     FoldStep,
+    HeldBackfill,
     HoldOption,
     HoldRequest,
 )
@@ -81,12 +82,12 @@ def _amount(twins: Twins, draw: Draw) -> int:
     return draw.number(0, 300)
 
 
-def _windows(draw: Draw, at_most: int = 5) -> list[tuple[str, Window]]:
-    left = list(WINDOWS)
+def _windows(twins: Twins, draw: Draw, at_most: int = 5) -> list[tuple[str, Window]]:
+    left = [(budget_id, twins.windows.get(budget_id, window)) for budget_id, window in WINDOWS]
     return [left.pop(draw.number(0, len(left) - 1)) for _ in range(draw.number(0, at_most))]
 
 
-def _proposals(draw: Draw, at_ms: int, at_most: int = 5) -> tuple[Proposal, ...]:
+def proposals_at(twins: Twins, draw: Draw, at_ms: int, at_most: int = 5) -> tuple[Proposal, ...]:
     return tuple(
         Proposal(
             budget_id,
@@ -95,11 +96,11 @@ def _proposals(draw: Draw, at_ms: int, at_most: int = 5) -> tuple[Proposal, ...]
             draw.one_of(LIMITS),
             draw.one_of(RULES),
         )
-        for budget_id, window in _windows(draw, at_most)
+        for budget_id, window in _windows(twins, draw, at_most)
     )
 
 
-def _at_the_brim(
+def at_the_brim(
     twins: Twins, draw: Draw, amount_nano: int, proposals: tuple[Proposal, ...], own_nano: int = 0
 ) -> tuple[Proposal, ...]:
     """Now and then, a limit that has room for just the amount, or one nano-dollar more or less."""
@@ -121,7 +122,7 @@ def _request(twins: Twins, draw: Draw, name: str, at_ms: int) -> HoldRequest:
 
 def _option(twins: Twins, draw: Draw, at_ms: int, number: int) -> HoldOption:
     amount_nano = _amount(twins, draw)
-    proposals = _at_the_brim(twins, draw, amount_nano, _proposals(draw, at_ms))
+    proposals = at_the_brim(twins, draw, amount_nano, proposals_at(twins, draw, at_ms))
     return HoldOption(amount_nano, proposals, f'{{"option":{number}}}')
 
 
@@ -131,7 +132,7 @@ def _charges(twins: Twins, draw: Draw, name: str) -> tuple[Charge, ...]:
     if hold is not None and draw.number(0, 4):
         return hold.charges
     at_ms = twins.now_ms + draw.one_of((0, -30_000, -HOUR_MS, -DAY_MS, -3 * DAY_MS, 5_000))
-    return tuple(proposal.charge() for proposal in _proposals(draw, at_ms))
+    return tuple(proposal.charge() for proposal in proposals_at(twins, draw, at_ms))
 
 
 # ---- admission ----
@@ -162,12 +163,12 @@ async def resize(twins: Twins, draw: Draw) -> None:
             rule = draw.one_of(RULES)
             limit_nano = draw.one_of(LIMITS)
             proposals[charge.budget_id] = Proposal(charge.budget_id, charge.scope, span, limit_nano, rule, is_fixed)
-    for proposal in _proposals(draw, twins.now_ms, draw.one_of((0, 0, 2))):
+    for proposal in proposals_at(twins, draw, twins.now_ms, draw.one_of((0, 0, 2))):
         proposals.setdefault(proposal.budget_id, proposal)
     amount_nano, hold_ms = _amount(twins, draw), draw.one_of((1, 60_000, 900_000))
     context = f'{{"now":"{amount_nano}"}}'
     own_nano = 0 if hold is None else hold.amount_nano
-    asked = _at_the_brim(twins, draw, amount_nano, tuple(proposals.values()), own_nano)
+    asked = at_the_brim(twins, draw, amount_nano, tuple(proposals.values()), own_nano)
     await twins.resize(HoldRequest(ORG, name, amount_nano, asked, hold_ms, context))
 
 
@@ -180,7 +181,7 @@ async def claim(twins: Twins, draw: Draw) -> None:
 
 
 async def peek(twins: Twins, draw: Draw) -> None:
-    await twins.peek(_proposals(draw, twins.now_ms + draw.one_of((0, -HOUR_MS, -DAY_MS))))
+    await twins.peek(proposals_at(twins, draw, twins.now_ms + draw.one_of((0, -HOUR_MS, -DAY_MS))))
 
 
 # ---- the log ----
@@ -192,7 +193,7 @@ def _step(twins: Twins, draw: Draw, offset: int) -> FoldStep:
     producer = EXPIRY_PRODUCER + name if kind == "expire" else draw.one_of(("gw_1", "gw_2"))
     sequence = 1 if kind == "expire" else twins.sequences.get(producer, 0) + 1
     twins.sequences[producer] = sequence
-    implies = kind in ("settle", "expire") and draw.number(0, 2) == 0
+    implies = draw.number(0, 2) == 0
     return FoldStep(
         kind,
         offset,
@@ -204,7 +205,7 @@ def _step(twins: Twins, draw: Draw, offset: int) -> FoldStep:
         "{}",
         twins.now_ms + draw.one_of((-1_000, 0, 60_000)),
         twins.now_ms + draw.one_of((0, 0, -1)),
-        tuple(each.charge() for each in _proposals(draw, twins.now_ms, 2)) if implies else (),
+        tuple(each.charge() for each in proposals_at(twins, draw, twins.now_ms, 2)) if implies else (),
     )
 
 
@@ -229,7 +230,7 @@ async def fold_late_reservation(twins: Twins, draw: Draw) -> None:
     place = _place(twins, draw)
     offset = twins.ends[place]
     sequence = twins.sequences["gw_1"] = twins.sequences.get("gw_1", 0) + 1
-    charges = tuple(proposal.charge() for proposal in _proposals(draw, twins.now_ms))
+    charges = tuple(proposal.charge() for proposal in proposals_at(twins, draw, twins.now_ms))
     told = (twins.new_name(), 7, charges, "{}", twins.now_ms, admitted_ms)
     await twins.apply(place, (FoldStep("restore", offset, "gw_1", sequence, *told),), offset + 1)
 
@@ -237,15 +238,28 @@ async def fold_late_reservation(twins: Twins, draw: Draw) -> None:
 async def backfill(twins: Twins, draw: Draw) -> None:
     """Sets what some windows have spent, if the fences are known as they are, and marks their budgets."""
     at_ms = twins.now_ms - draw.one_of((0, 30_000, HOUR_MS, 2 * DAY_MS))
-    charges = [each.charge() for each in _proposals(draw, at_ms)]
+    charges = [each.charge() for each in proposals_at(twins, draw, at_ms)]
     places = [(each.topic, each.partition) for each in sorted(twins.ends)]
     fences = {place: twins.state.fences.get(place, 0) for place in places}
     if draw.number(0, 4) == 0:
         fences[draw.one_of(places)] += 1
     version = draw.number(1, 9)
     spent_nano = {(each.budget_id, each.window): _amount(twins, draw) for each in charges}
-    filled = {each.budget_id: version for each in charges}
-    await twins.backfill(Backfill(fences, spent_nano, filled, f"token-{version}"))
+    filled = {each.budget_id.partition("@")[0]: version for each in charges}
+    holds = {
+        draw.one_of([*twins.recent(), "txn_unseen_0"]): charges[draw.number(0, 1) :] for _ in range(draw.number(0, 2))
+    }
+    held = {name: HeldBackfill(_changed_at(twins, draw, name), tuple(some)) for name, some in holds.items()}
+    if draw.number(0, 3) == 0:  # only prepares
+        await twins.backfill(Backfill({}, {}, filled, "", holds=held))
+        return
+    await twins.backfill(Backfill(fences, spent_nano, filled, f"token-{version}", holds=held))
+
+
+def _changed_at(twins: Twins, draw: Draw, name: str) -> int:
+    """When a hold was last changed; now and then it has been changed since."""
+    hold = twins.state.holds.get(name)
+    return 0 if hold is None else hold.changed_at_ms - (draw.number(0, 5) == 0)
 
 
 async def fold_again(twins: Twins, draw: Draw) -> None:
@@ -285,44 +299,3 @@ async def go_cold(twins: Twins, draw: Draw) -> None:
 
 async def rebuild(twins: Twins, draw: Draw) -> None:
     await twins.rebuild(knows_when=draw.number(0, 1) == 1)
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One thing to do, and how often a walk does it beside the others."""
-
-    do: Callable[[Twins, Draw], Awaitable[None]]
-    weight: int
-    needs_names: bool = False
-
-
-OPERATIONS: Final = (
-    Operation(admit, 20),
-    Operation(admit_for_another_instant, 2),
-    Operation(admit_again, 3, needs_names=True),
-    Operation(resize, 14, needs_names=True),
-    Operation(release, 3, needs_names=True),
-    Operation(claim, 5),
-    Operation(peek, 3),
-    Operation(fold_new, 16),
-    Operation(fold_late_reservation, 1),
-    Operation(backfill, 2),
-    Operation(fold_again, 2),
-    Operation(fold_published_twice, 2),
-    Operation(turn_clock, 6),
-    Operation(turn_clock_to_an_edge, 8),
-    Operation(let_keys_expire, 3),
-    Operation(go_cold, 1),
-    Operation(rebuild, 2),
-)
-_WEIGHTED: Final = tuple(each for each in OPERATIONS for _ in range(each.weight))
-
-
-def next_operation(twins: Twins, draw: Draw) -> Operation:
-    """What a walk does next; a cold org is soon rebuilt, for most of what is done to it is refused alike."""
-    if twins.state.epoch is None and draw.number(0, 2) == 0:
-        return Operation(rebuild, 0)
-    while True:
-        operation = draw.one_of(_WEIGHTED)
-        if twins.names or not operation.needs_names:
-            return operation

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Final
 
 from services.adapters.valkey import ValkeyHotState
-from tests.support.twin_steps import Seeded, next_operation
+from tests.support.twin_operations import next_operation
+from tests.support.twin_steps import Seeded
 from tests.support.twins import Twins
 
 STEPS_A_LIFE: Final = 250
@@ -51,6 +52,9 @@ async def _live(url: str, seed: int, steps: int, check_every: int, alter: Alter)
             except Exception as error:  # whatever it is, it is worth its seed
                 name = getattr(operation.do, "__name__", "?")
                 raise AssertionError(f"seed {seed}, step {number} of {steps} ({name}): {error}") from error
-        await twins.settle_all()
+        try:
+            await twins.settle_all()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, step {steps} of {steps} (and a day of rest): {error}") from error
     finally:
         await twins.close()

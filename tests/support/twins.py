@@ -1,13 +1,13 @@
 """The hot state's two halves side by side: `core` and the Lua scripts in a real Valkey, on a clock that is turned.
 
 Every operation is done by both, and their answers are compared; `check` reads Valkey's complete state back and compares
-that, too, and what must hold of either. What is done is drawn by `twin_steps`.
+that, too, and what must hold of either. What is done is drawn by `twin_steps` and `twin_parts`.
 """
 
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from services.adapters.valkey import ValkeyHotState
@@ -30,13 +30,23 @@ from services.core.hotstate import (
     is_forgotten,
 )
 from services.core.ports import TopicPartition
-from services.core.windows import CalendarSpan, LifetimeSpan, RollingSpan, SessionSpan, parse_span
+from services.core.windows import CalendarSpan, LifetimeSpan, RollingSpan, SessionSpan, Window, parse_span
 from tests.support.hot_state import end_idle_sessions, read_all, turn_clock, with_turned_clock
 
 ORG: Final = "acme"
 # In 2096, so that nothing expires in Valkey by its own clock while the twins turn another.
 START_MS: Final = 4_000_000_000_000
 TOPICS: Final = ("spend.reservations.v1", "spend.settlements.v1")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of budgets: the reservation that holds it, and its own budget (`core.parts`)."""
+
+    name: str
+    budget_id: str
+    span: CalendarSpan
+    amount_nano: int
 
 
 class Twins:
@@ -52,6 +62,9 @@ class Twins:
         self.ends = {TopicPartition(topic, partition): 0 for topic in TOPICS for partition in (0, 1)}
         self.sequences: dict[str, int] = {}
         self.batches: list[tuple[TopicPartition, tuple[FoldStep, ...], int]] = []
+        # The windows of budgets that have got another one, and the parts of budgets that are held.
+        self.windows: dict[str, Window] = {}
+        self.parts: list[Part] = []
         self.has_large_amounts = True
         self._asked_nano = 0
 
@@ -216,7 +229,8 @@ class Twins:
     def _assert_held_is_the_sum_of_open_holds(self) -> None:
         held = Counter[tuple[str, str]]()
         for hold in self.state.holds.values():
-            for charge in hold.charges if hold.phase == "held" else ():
+            assert hold.phase == "held" or not hold.implied
+            for charge in (*hold.charges, *hold.implied) if hold.phase == "held" else ():
                 span = parse_span(charge.window)
                 slot = f"{span.bucket_ms}:{span.count}" if isinstance(span, RollingSpan) else charge.window
                 held[charge.budget_id, slot] += hold.amount_nano

@@ -61,12 +61,17 @@ class Log:
     def reserve(self, name: str, at_ms: int, held: int, **fields: Any) -> None:
         self.add("spend.reservation.created.v1", name, at_ms, held_usd=usd(held), **fields)
 
+    def resize(self, name: str, at_ms: int, held: int, **fields: Any) -> None:
+        self.add("spend.hold.resized.v1", name, at_ms, held_usd=usd(held), **fields)
+
     def settle(self, name: str, at_ms: int, held: int, cost: int, **fields: Any) -> None:
         told = {"held_usd": usd(held), "cost_usd": usd(cost), "admitted_at": text(at_ms), **fields}
         self.add("spend.settlement.recorded.v1", name, at_ms + HOUR_MS, "spend.settlements.v1", **told)
 
-    def caps(self, **known: Any) -> list[str]:
-        checker = CapChecker(LIMITS, **known)
+    def caps(self, limits: dict[int, dict[str, int]] = LIMITS, **known: Any) -> list[str]:
+        checker = CapChecker(limits, **known)
+        for message in self.messages:
+            checker.foresee(message)
         for message in self.messages:
             checker.take(message)
         return checker.findings
@@ -114,6 +119,77 @@ def test_a_call_that_a_rebuild_could_not_know_of_takes_no_ones_room() -> None:
     assert log.caps(lost=[(1, 5)]) == []
 
 
+def test_a_hold_that_is_changed_counts_as_changed_from_then_on_wherever_the_log_has_it() -> None:
+    for at_ms, findings in ((3, 0), (5, 2)):
+        log = Log()
+        log.reserve("txn_1", 1, 60)
+        log.reserve("txn_2", 4, 60)
+        log.resize("txn_1", at_ms, 40)
+        assert len(log.caps()) == findings
+        log.messages.pop()
+        log.resize("txn_1", at_ms, 90, charges=[])
+        assert len(log.caps()) == findings
+        # Larger it is only once the log has it.
+        log.messages.pop()
+        log.resize("txn_1", at_ms, 70)
+        assert "txn_2 came to 120 of 100" in log.caps()[0]
+
+
+def test_a_change_that_the_hot_state_has_lost_takes_no_ones_room() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 40)
+    log.resize("txn_1", 3, 60)
+    log.reserve("txn_2", 9, 50)
+    log.reserve("txn_3", 11, 10)
+    assert log.caps() != []
+    assert log.caps(lost=[(2, 5)]) == []
+    assert log.caps(lost=[(4, 5)]) != []
+    log.messages.pop()
+    log.resize("txn_1", 10, 60)
+    assert log.caps(lost=[(2, 5)]) == []
+    log.reserve("txn_3", 11, 10)
+    assert log.caps(lost=[(2, 5)]) != []
+
+
+def test_the_cost_of_a_call_that_has_lost_what_it_grew_by_is_what_it_holds_until_it_is_folded() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 40)
+    log.resize("txn_1", 3, 90)
+    log.settle("txn_1", 1, 90, 90)
+    log.reserve("txn_2", 9, 60)
+    assert log.caps() != []
+    assert log.caps(lost=[(2, 5)]) == []
+    assert log.caps(lost=[(4, 5)]) != []
+
+
+def test_a_hold_that_is_made_smaller_needs_no_room() -> None:
+    for amount, findings in ((60, 0), (90, 2)):
+        log = Log()
+        log.reserve("txn_1", 1, 80)
+        log.resize("txn_1", 2, amount, config_version=2)
+        assert len(log.caps({1: {"bud_1": 100}, 2: {"bud_1": 50}})) == findings
+
+
+def test_a_budget_that_is_gone_stays_charged_and_limits_nothing() -> None:
+    limits = {1: {"bud_1": 100}, 2: {"bud_2": 100}}
+    log = Log()
+    log.reserve("txn_1", 1, 80)
+    log.resize("txn_1", 2, 300, config_version=2)
+    log.settle("txn_1", 1, 300, 200)
+    assert log.caps(limits) == []
+    log.reserve("txn_2", 3, 1, config_version=2)
+    assert log.caps(limits) == ["txn_2 is charged to bud_1, which version 2 has not"]
+
+
+def test_a_call_that_nothing_limits_any_more_is_judged_by_no_limit_when_it_ends() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 80)
+    log.resize("txn_1", 2, 300)
+    log.settle("txn_1", 1, 300, 200)
+    assert log.caps({1: {"bud_1": 100}}) != []
+    assert log.caps({1: {"bud_1": 100}, 2: {}}) == []
+
+
 def test_what_a_rolling_window_has_let_go_counts_no_more() -> None:
     log = Log()
 
@@ -150,6 +226,17 @@ def test_a_call_in_the_wrong_window_is_found() -> None:
     log.reserve("txn_2", HOUR_MS, 60)
     assert len(check_windows(judge(log.messages))) == 1
     assert len(check_windows(judge(log.messages[:1]), {"txn_1": (5, (("bud_1", "c:3600000:7200000"),))})) == 1
+
+
+def test_an_expiry_may_tell_of_a_change_of_its_hold_that_nobody_lived_to_record() -> None:
+    log = Log()
+    told = {"held_usd": usd(90), "booked_usd": usd(90), "admitted_at": text(1), "charges": []}
+    log.reserve("txn_1", 1, 60)
+    log.add("spend.hold.expired.v1", "txn_1", HOUR_MS, "spend.settlements.v1", **told)
+    admitted = {"txn_1": (1, (("bud_1", WINDOW),))}
+    assert len(check_windows(judge(log.messages), admitted)) == 1
+    assert len(check_windows(judge(log.messages), admitted, {"txn_1": {(("bud_2", WINDOW),)}})) == 1
+    assert check_windows(judge(log.messages), admitted, {"txn_1": {()}}) == []
 
 
 def test_figures_that_are_not_those_of_the_log_are_found() -> None:

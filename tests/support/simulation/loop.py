@@ -63,6 +63,10 @@ class SimLoop(asyncio.BaseEventLoop):
         """Virtual seconds since the run began."""
         return self._now_s
 
+    def skip(self, seconds: float) -> None:
+        """Lets time pass while everything stands still, as a machine does that is asleep."""
+        self._now_s += seconds
+
     def process(self, name: str, skew_ms: int, on_death: Callable[[], None]) -> Process:
         """A new process."""
         made = Process(name, skew_ms)

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from services.adapters.memory import MemoryDirectory, MemoryHotState
+from services.core.answers import Answer, Answers
 from services.core.codec import to_message
 from services.core.events import Denial, Reservation, Stamped
 from services.core.hotstate import Admitted, HoldRequest, ReserveAnswer
@@ -70,7 +71,10 @@ class MemoryOutbox:
         for each in events:
             self._disk.sequence += 1
             event: Any = each.event
-            message = to_message(Stamped(event, self._disk.producer, self._disk.sequence), each.headers)
+            stamped = Stamped(event, self._disk.producer, self._disk.sequence)
+            if each.producer is not None:
+                stamped = Stamped(event, each.producer, 1)
+            message = to_message(stamped, each.headers)
             self._disk.rows.append(OutboxRow(self._disk.sequence, message))
             if isinstance(event, Reservation):
                 self._disk.recorded.add(event.transaction_id)
@@ -103,8 +107,9 @@ class Witness:
     def __init__(self) -> None:
         self.admitted: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {}
         self.released: set[str] = set()
-        # Which holds were changed, and when.
+        # Which holds were changed, and when, and against what they were held from then on.
         self.resized: list[tuple[str, int]] = []
+        self.changed: dict[str, set[tuple[tuple[str, str], ...]]] = defaultdict(set)
         self.repeats: list[tuple[str, object, object]] = []
         # By org, when each rebuilt image was loaded, by the hot state's clock, and how much of the log it had.
         self.loads: dict[str, list[tuple[int, dict[tuple[str, int], int]]]] = defaultdict(list)
@@ -145,6 +150,9 @@ class SimHotState:
         answer = at_once(self._hot.reserve(request))
         if isinstance(answer, Admitted):
             charges = tuple((each.budget_id, each.window) for each in answer.charges)
+            if request.reservation_id in self._witness.released:
+                # Asked for again under its key, and held anew.
+                del self._witness.admitted[request.reservation_id]
             self._witness.admitted.setdefault(request.reservation_id, (answer.now_ms, charges))
             self._witness.released.discard(request.reservation_id)
         self._network.trace("reserve", request.reservation_id, _shown(answer))
@@ -155,6 +163,8 @@ class SimHotState:
             answer = at_once(self._hot.resize(request))
             if isinstance(answer, Admitted):
                 self._witness.resized.append((request.reservation_id, answer.now_ms))
+                charges = tuple((each.budget_id, each.window) for each in answer.charges)
+                self._witness.changed[request.reservation_id].add(charges)
             self._network.trace("resize", request.reservation_id, request.amount_nano, _shown(answer))
             return answer
 
@@ -291,6 +301,35 @@ def told(message: Incoming) -> str:
     words = [event.get(name, "") for name in ("type", "transaction_id", "producer", "sequence")]
     words += [f"{name}={event[name]}" for name in ("held_usd", "cost_usd", "booked_usd") if name in event]
     return " ".join(map(str, words))
+
+
+class SimAnswers:
+    """`core.answers.Answers` of one process. They lie beside the hot state, and outlive what becomes of it."""
+
+    def __init__(self, process: Process, network: Network, answers: Answers) -> None:
+        self._process = process
+        self._network = network
+        self._answers = answers
+
+    async def claim(self, org: str, name: str, request_hash: str, keep_ms: int) -> Answer | None:
+        return await self._carry("claim", lambda: at_once(self._answers.claim(org, name, request_hash, keep_ms)))  # type: ignore[no-any-return]
+
+    async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> Answer:
+        def effect() -> Answer:
+            kept: Answer = at_once(self._answers.finish(org, name, answer, keep_ms))
+            self._network.trace(self._process.name, "keeps", name, answer.status, kept is answer)
+            return kept
+
+        return await self._carry("keep an answer", effect)  # type: ignore[no-any-return]
+
+    async def find(self, org: str, name: str) -> Answer | None:
+        return await self._carry("find an answer", lambda: at_once(self._answers.find(org, name)))  # type: ignore[no-any-return]
+
+    async def drop(self, org: str, name: str) -> None:
+        await self._carry("drop a claim", lambda: at_once(self._answers.drop(org, name)))
+
+    async def _carry(self, what: str, effect: Callable[[], Any]) -> Any:
+        return await self._network.carry(self._process, "hot", what, effect)
 
 
 class SimLedger:

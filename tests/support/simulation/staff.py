@@ -13,11 +13,12 @@ from services.aggregator.reaper import Reaper
 from services.aggregator.stream import fold_stream
 from services.gateway.assemble import Ports, assemble
 from tests.support.aggregation import Parts, Told
-from tests.support.gateway import PEPPER, Dead, open_sealed, options
+from tests.support.gateway import PEPPER, open_sealed, options
 from tests.support.history import TOPICS
 from tests.support.simulation import seams
+from tests.support.simulation.control import SimRelay
 from tests.support.simulation.loop import Process, context_of
-from tests.support.simulation.ports import MemoryOutbox, SimHotState, SimLedger, SimLog
+from tests.support.simulation.ports import MemoryOutbox, SimAnswers, SimHotState, SimLedger, SimLog
 from tests.support.simulation.vendor import SimVendor
 
 if TYPE_CHECKING:
@@ -88,11 +89,11 @@ class Staff:
                 hot_state=hot,
                 outbox=outbox,
                 vendors=vendor,
-                relay_transport=Dead(),
+                relay_transport=SimRelay(process, self._world),
                 open_sealed=open_sealed,
                 pepper=PEPPER,
                 jobs=self._world.jobs,
-                answers=self._world.answers,
+                answers=SimAnswers(process, self._world.network, self._world.answers),
                 expressions=Cel(),
             )
             assembly = assemble(ports, options(sandbox_url=None, poll_interval_s=0.8, vendor_timeout_s=5.0))

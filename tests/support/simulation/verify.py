@@ -10,6 +10,7 @@ from services.core.fold import apply, load, step_of
 from services.core.hotstate import OrgImage, OrgState
 from services.core.ports import Incoming, TopicPartition
 from tests.support.checker import (
+    Transaction,
     Verdict,
     check_answers,
     check_endings,
@@ -22,10 +23,13 @@ from tests.support.checker import (
     milliseconds,
     readable,
 )
+from tests.support.checker_answers import check_recorded, check_told
 from tests.support.checker_budgets import Configurations
 from tests.support.checker_caps import CapChecker
+from tests.support.checker_parts import check_parts
 from tests.support.history import TOPICS
-from tests.support.simulation.world import ALERTS, DENIALS, ORGS, World
+from tests.support.simulation.troubles import ALERTS, DENIALS
+from tests.support.simulation.world import ORGS, World
 
 Spent = dict[tuple[str, str], int]
 Figures = tuple[Spent, Spent]
@@ -36,7 +40,7 @@ def verify(world: World) -> list[tuple[str, str]]:
     if world.problems:
         return world.problems
     try:
-        verdict = judge(each for each in world.log.history if each.topic in (*TOPICS, DENIALS))
+        verdict = judge(each for each in world.history if each.topic in (*TOPICS, DENIALS))
     except AssertionError as error:
         return [("P3", str(error))]
     return list(_findings(world, verdict))
@@ -46,7 +50,7 @@ def sights(world: World) -> Counter[str]:
     """What the log of a run has to show, counted."""
     seen: Counter[str] = Counter()
     ended: set[str] = set()
-    for message in world.log.history:
+    for message in world.history:
         event = readable(message)
         if event is None:
             seen["alert" if message.topic == ALERTS else "unreadable"] += 1
@@ -60,43 +64,66 @@ def sights(world: World) -> Counter[str]:
             seen["late settlement"] += event["transaction_id"] in ended
         if event["type"] == "spend.hold.expired.v1":
             ended.add(event["transaction_id"])
-    seen["backfilled"] = sum(len(world.store.state(org).filled) for org in ORGS)
+    seen["backfilled"] = sum(len(world.at_rest.state(org).filled) for org in ORGS)
     seen["asked again"] = len(world.witness.repeats)
     seen["released"] = len(world.witness.released)
+    seen.update(f"told {each.asked.kind} {each.status}" for each in world.clients.told)
+    seen["parts"] = len(world.control.kept)
     return seen
 
 
 def _findings(world: World, verdict: Verdict) -> Iterator[tuple[str, str]]:
-    messages = [each for each in world.log.history if each.topic in TOPICS]
+    messages = [each for each in world.history if each.topic in TOPICS]
     for org in ORGS:
         of_org = [each for each in messages if (event := readable(each)) and event["identity"]["org"] == org]
         yield from _findings_of(world, verdict.of_org(org), org, of_org)
     yield from (("P2", each) for each in check_answers(world.witness.repeats))
+    yield from (("P2", each) for each in check_told(world.clients.told))
+    yield from (("P2", each) for each in check_recorded(verdict, world.clients.told))
+    yield from (("P2", each) for each in _done_again(world))
     recorded = set().union(*(disk.recorded for disk in world.disks))
     yield from (("P3", each) for each in check_endings(verdict, sorted(recorded)))
-    yield from (("P9", each) for each in check_windows(verdict, world.witness.admitted))
-    folded = {(place.topic, place.partition): offset for place, offset in world.store.fold_fences.items()}
+    yield from (("P9", each) for each in check_windows(verdict, world.witness.admitted, world.witness.changed))
+    folded = {(place.topic, place.partition): offset for place, offset in world.at_rest.fold_fences.items()}
     yield from (("P10", each) for each in check_offsets(messages, _dead_letters(world), folded))
+
+
+def _done_again(world: World) -> Iterator[str]:
+    """What was done anew when all that had been answered was asked for once more, long after."""
+    known = {(event["producer"], event["sequence"]) for each in world.history if (event := readable(each))}
+    for message in world.log.history[len(world.history) :]:
+        event = readable(message)
+        # The end of a reservation is recorded twice where nobody could know that it had been.
+        if event is not None and (event["producer"], event["sequence"]) not in known:
+            yield f"{event['transaction_id']} was asked for again, and there is a new {event['type']}"
 
 
 def _findings_of(world: World, verdict: Verdict, org: str, messages: list[Incoming]) -> Iterator[tuple[str, str]]:
     configurations, loads = world.configurations[org], world.witness.loads[org]
     caps = CapChecker(configurations.limits(), loads, world.lost, _unknown_to_the_log(world, verdict))
     for message in messages:
+        caps.foresee(message)
+    for message in messages:
         caps.take(message)
     yield from (("P1", each) for each in caps.findings)
-    yield from (("BU-3", each) for each in check_parents(verdict, configurations.parents()))
-    state, now_ms = world.store.state(org), world.hot_ms()
+    yield from (("BU-3", each) for each in check_parents(verdict, configurations.parents(), configurations.covers()))
+    unheld = caps.strays() | {name for name, each in verdict.transactions.items() if _is_let_through(each)}
+    yield from (("BU-9", each) for each in check_parts(verdict, configurations.limits(), unheld))
+    state, now_ms = world.at_rest.state(org), world.rest_ms
     spent, held = figures(state)
     counts = _counts(configurations)
     known = {slot: amount for slot, amount in spent.items() if counts(slot)}
     implied = {slot: amount for slot, amount in configurations.implied(verdict).items() if counts(slot)}
     yield from (("P4", each) for each in check_figures(verdict, known, held, now_ms, implied, counts))
-    alerts = [each for each in world.log.history if each.topic == ALERTS and each.key == org.encode()]
+    alerts = [each for each in world.history if each.topic == ALERTS and each.key == org.encode()]
     yield from (("BU-4", each) for each in configurations.check_alerts(alerts, spent, was_lost=bool(loads)))
     yield from (("P5", each) for each in _replayed(world, verdict, messages))
     yield from (("P6", each) for each in _rebuilt(state, world.rebuilt[org], now_ms, counts))
     yield from (("P10", each) for each in check_fences(messages, state.fences))
+
+
+def _is_let_through(call: Transaction) -> bool:
+    return call.reservation is not None and "fail_open" in call.reservation["flags"]
 
 
 def _unknown_to_the_log(world: World, verdict: Verdict) -> set[str]:
@@ -134,7 +161,7 @@ def _counts(configurations: Configurations) -> Callable[[tuple[str, str]], bool]
 def _replayed(world: World, verdict: Verdict, messages: list[Incoming]) -> list[str]:
     """The whole log folded once more: its partitions in another order, some of it twice, in batches of any size."""
     rng = Random(f"replay:{world.plan.seed}")
-    state, now_ms = OrgState(), world.hot_ms()
+    state, now_ms = OrgState(), world.rest_ms
     load(state, OrgImage({}, {}, {}, {}), "replay", now_ms)
     left: dict[TopicPartition, list[Incoming]] = {}
     for message in messages:
@@ -183,7 +210,7 @@ def _has_left(window: str, now_ms: int) -> bool:
 
 def _dead_letters(world: World) -> list[tuple[str, int, int]]:
     letters = []
-    for message in world.log.history:
+    for message in world.history:
         if message.topic.endswith(".dlq"):
             told = dict(message.headers)
             letters.append(

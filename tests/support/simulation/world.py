@@ -1,10 +1,11 @@
 """A world for one seed: gateways, aggregators and reapers of the real code, on twins in memory, until all is quiet."""
 
 import asyncio
+import copy
 import gc
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from random import Random
 from typing import Any
@@ -15,6 +16,7 @@ from services.adapters.memory import MemoryDirectory, MemoryHotState, MemoryStor
 from services.adapters.memory_answers import MemoryAnswers
 from services.adapters.memory_jobs import MemoryJobs
 from services.core.hotstate import OrgImage, OrgState
+from services.core.ports import Incoming, TopicPartition
 from tests.support.aggregation import LedgerTwin, Parts
 from tests.support.asgi import Client, scope_of
 from tests.support.checker_budgets import Configurations
@@ -22,15 +24,17 @@ from tests.support.gateway import CHAT_PATH
 from tests.support.history import TOPICS
 from tests.support.memory_log import MemoryLog
 from tests.support.simulation import seams
+from tests.support.simulation.clients import Clients
+from tests.support.simulation.control import SimControl
+from tests.support.simulation.errands import Errands, add_errands
 from tests.support.simulation.loop import Process, SimLoop
 from tests.support.simulation.network import LATEST_S, Network, at_once
 from tests.support.simulation.plan import EXPRESSION, MODEL, NEIGHBOUR, ORG, Call, Plan, draw
 from tests.support.simulation.ports import Disk, Witness
 from tests.support.simulation.staff import Staff
-from tests.support.simulation.troubles import KEYS, Troubles
+from tests.support.simulation.troubles import ALERTS, DENIALS, KEYS, Troubles
 
 ORGS = (ORG, NEIGHBOUR)
-DENIALS, ALERTS = "spend.decisions.v1", "spend.alerts.v1"
 ALL_TOPICS = (*TOPICS, DENIALS, ALERTS)
 # How long, in virtual seconds, everything may take to come to rest once nothing goes wrong any more.
 REST_S = 200
@@ -39,8 +43,9 @@ REST_S = 200
 class World:
     """One run. `problems` says what went wrong by which promise; `trace` tells everything that happened."""
 
-    def __init__(self, plan: Plan, keep_trace: bool = False) -> None:
+    def __init__(self, plan: Plan, errands: Errands, keep_trace: bool = False) -> None:
         self.plan = plan
+        self.errands = errands
         self.problems: list[tuple[str, str]] = []
         self._kept: list[str] | None = [] if keep_trace else None
         self._digest = hashlib.sha256()
@@ -65,8 +70,16 @@ class World:
         # When the hot state has lost what it had taken in since when, by its own clock.
         self.lost: list[tuple[int, int]] = []
         self._calling: set[asyncio.Task[Any]] = set()
-        self._troubles = Troubles(self)
+        self.troubles = Troubles(self)
+        self.control = SimControl(self)
+        self.clients = Clients(self)
+        # The offset below which the ledger has the denials of a partition.
+        self.denials_taken: dict[TopicPartition, int] = {}
         self.statuses: list[int] = []
+        # When all had come to rest, by the hot state's clock, and what the hot state and the log were then.
+        self.rest_ms = 0
+        self.at_rest = self.store
+        self.history: list[Incoming] = []
         self.kills = 0
         self.rebuilt: dict[str, OrgState] = {}
 
@@ -109,17 +122,18 @@ class World:
 
     async def main(self) -> None:
         """Everything, from a new org until all is quiet."""
-        self._troubles.configure(NEIGHBOUR, 1, self.plan.neighbours_budgets)
-        self._troubles.configure(ORG, 1, self.plan.budgets[0][1])
-        self._troubles.publish()
+        self.troubles.configure(NEIGHBOUR, self.plan.neighbours_budgets)
+        self.troubles.configure(ORG, self.plan.budgets[0][1])
+        self.troubles.publish()
         for org in ORGS:
             assert at_once(self.hot.load(org, OrgImage({}, {}, {}, {}), "epoch-0"))
         Staff(self).start_all()
         self.loop.deaths = list(self.plan.deaths)
-        troubles = [asyncio.ensure_future(each) for each in self._troubles.all()]
+        troubles = [asyncio.ensure_future(each) for each in self.troubles.all()]
+        clients = asyncio.ensure_future(self.clients.run()) if self.errands else None
         for call in self.plan.calls:
             await asyncio.sleep(max(0.0, call.at_s - self.loop.time()))
-            self._begin(call)
+            self.begin(call)
         await asyncio.gather(*troubles)
         await asyncio.sleep(0.5)
         self.network.calm()
@@ -127,11 +141,33 @@ class World:
         self.loop.deaths.clear()
         self.trace("calm")
         await asyncio.sleep(LATEST_S)  # what was late may still come
+        if clients is not None:
+            await clients
         await self._rest()
         await asyncio.sleep(1.5)  # for what is only told of
         self._look_for_errors()
+        self.rest_ms, self.history = self.hot_ms(), list(self.log.history)
         if not self.problems:
             await self._rebuild_aside()
+        if self.errands and not self.problems:
+            self.at_rest = copy.deepcopy(self.store)
+            await self._ask_all_again()
+
+    async def _ask_all_again(self) -> None:
+        """What was answered once is answered so for ever: by whichever gateway, from beside the hot state or later from
+        the ledger, which has everything by then."""
+        self.ledger.taken = {place: self.log.end(place) for place in self.log.places(*TOPICS)}
+        self.denials_taken = {place: self.log.end(place) for place in self.log.places(DENIALS)}
+        self.plan.ledger_every_s = 1e9
+        self.trace("later", self.errands.afterwards_s)
+        self.loop.skip(self.errands.afterwards_s)
+        await asyncio.sleep(5.0)  # for those who slept
+        await self.clients.ask_again()
+        self._look_for_errors()
+
+    def ledger_has(self, place: TopicPartition) -> int:
+        """The offset below which the ledger has what is in a partition."""
+        return self.ledger.taken.get(place, self.denials_taken.get(place, 0))
 
     async def _rebuild_aside(self) -> None:
         """Rebuilds the org into an empty hot state, from a ledger that has any part of the log."""
@@ -139,11 +175,12 @@ class World:
         hot, directory = MemoryHotState(self.hot_ms, store), MemoryDirectory(self.hot_ms, store)
         ledger, places = LedgerTwin(self.log), self.log.places(*TOPICS)
         ledger.taken = {place: self._rng.randint(0, self.log.end(place)) for place in places}
-        self._troubles.publish(directory)
+        self.troubles.publish(directory)
         await Parts(self.log, hot, directory, ledger, places).rebuilder.rebuild(ORGS)
         self.rebuilt = {org: store.state(org) for org in ORGS}
 
-    def _begin(self, call: Call) -> None:
+    def begin(self, call: Call, bearer: str | None = None) -> None:
+        """A call, by its org's key or by another `bearer`."""
         process, app = self.apps[call.gateway]
         if not process.is_alive:
             return
@@ -155,7 +192,7 @@ class World:
             asked["max_tokens"] = call.max_tokens
         if call.stream:
             asked |= {"stream": True, "stream_options": {"include_usage": True}}
-        headers = [("authorization", f"Bearer {KEYS[call.org]}"), ("x-spend-user", call.user)]
+        headers = [("authorization", f"Bearer {bearer or KEYS[call.org]}"), ("x-spend-user", call.user)]
         if call.session is not None:
             headers.append(("x-spend-session", call.session))
         client = Client(body=(orjson.dumps(asked),))
@@ -166,11 +203,15 @@ class World:
             self.trace("answered", process.name, client.status)
 
         self.trace("called", process.name, call.org, call.max_tokens, "stream" if call.stream else "whole")
-        task = self.loop.spawn(process, serve(), "call")
-        self._calling.add(task)
-        task.add_done_callback(self._calling.discard)
+        self.serve(process, serve(), "call")
         if call.hangs_up_s is not None:
             self.loop.call_later(call.hangs_up_s, client.hang_up)
+
+    def serve(self, process: Process, work: Coroutine[Any, Any, None], name: str) -> None:
+        """A process serves a request. Nothing is at rest before it has."""
+        task = self.loop.spawn(process, work, name)
+        self._calling.add(task)
+        task.add_done_callback(self._calling.discard)
 
     async def _rest(self) -> None:
         """Returns when nothing is left to be done."""
@@ -179,7 +220,18 @@ class World:
             if self.loop.time() > ends_s:
                 self.problem("P4", f"no rest after {REST_S} s: {why}")
                 return
+            if self.errands and (sleeps_s := self._nothing_before_s(why)) > 0:
+                self.trace("nothing for", sleeps_s)
+                self.loop.skip(sleeps_s)
+                ends_s += sleeps_s
             await asyncio.sleep(1.0)
+
+    def _nothing_before_s(self, why: str) -> float:
+        """How long nothing will happen, where there is no unrest but holds that live on."""
+        due = [due_ms for org in ORGS for due_ms in self.store.state(org).due.values()]
+        if not why.startswith("holds of") or not due:
+            return 0.0
+        return max(0.0, (min(due) - self.hot_ms()) / 1000 - 2.0)
 
     def _look_for_errors(self) -> None:
         """What any task of a process that still lives has raised, and nobody has asked for."""
@@ -207,7 +259,7 @@ class World:
         if state.epoch is None:
             return f"{org} is cold"
         filling = {
-            each.budget_id: each.since_version for each in self._troubles.snapshots[org].budgets if each.since_version
+            each.budget_id: each.since_version for each in self.troubles.snapshots[org].budgets if each.since_version
         }
         if any(state.filled.get(name) != since for name, since in filling.items()):
             return f"{filling} are not backfilled: {state.filled}"
@@ -251,12 +303,13 @@ def tidy() -> Iterator[None]:
             gc.enable()
 
 
-def simulate(seed: int, keep_trace: bool = False, *, with_rollbacks: bool = False) -> World:
-    """Runs a seed, within `tidy`."""
+def simulate(seed: int, keep_trace: bool = False, *, with_rollbacks: bool = False, is_plain: bool = False) -> World:
+    """Runs a seed, within `tidy`. A plain one has calls alone, and so has one with rollbacks."""
     global _runs
     _runs += 1
     if _runs % 16 == 0:
         gc.collect()
-    world = World(draw(seed, with_rollbacks=with_rollbacks), keep_trace)
+    plan = draw(seed, with_rollbacks=with_rollbacks)
+    world = World(plan, Errands() if with_rollbacks or is_plain else add_errands(plan), keep_trace)
     world.run()
     return world
