@@ -22,9 +22,8 @@ explore:
 soak:
 	@tools/setup.sh dev
 	@tools/fetch_kafka.sh
-	@.venv/bin/python -m tests.property.twin_soak --steps $(or $(STEPS),1000000)
-	@.venv/bin/python -m tests.simulation.run --seeds $(or $(SEEDS),100000) --jobs 2
-	@.venv/bin/python -m tests.chaos.rounds.run --rounds $(or $(ROUNDS),200) --report bench/results/soak.md
+	@.venv/bin/python -m tests.chaos.soak --steps $(or $(STEPS),1000000) --seeds $(or $(SEEDS),100000) \
+		--rounds $(or $(ROUNDS),200) --report $(or $(REPORT),bench/results/soak.md) $(ARGS)
 
 lint:
 	@tools/setup.sh dev

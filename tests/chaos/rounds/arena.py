@@ -1,7 +1,6 @@
 """Ten gateways, two aggregators and the rest, on a real Kafka, Valkey and PostgreSQL, with forty budgets over them."""
 
 import asyncio
-import json
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from typing import Any, Final
 
 import httpx
 
-from tests.support.burst import Shot
 from tests.support.checker import nano
 from tests.support.cluster import Cluster
 from tests.support.kafka import KafkaBroker
@@ -24,79 +22,52 @@ TEAMS: Final = {"ml": ("ada", "bob"), "ops": ("eve", "dan"), "web": ("joe", "kim
 USERS: Final = tuple(f"user-{number}" for number in range(6))
 PROJECTS: Final = ("apollo", "gemini", "vostok", "salyut")
 TAGS: Final = ("nightly", "urgent", "batch", "canary")
-SESSIONS: Final = tuple(f"run-{number}" for number in range(40))
+SESSIONS: Final = 40
 HOLD_SECONDS: Final = 8
-MOST_TOKENS: Final = 60
+# As long as a service may take on a machine that does much else, too.
+READY_S: Final = 180.0
 # About what a call of a burst holds, in nano-dollars: its tokens out at the sandbox's prices, and its input's bytes.
 HOLD_NANO: Final = 500_000
+# How many of the budgets are brought close to what they have spent, before each burst; and of those that have calls go
+# on in another way when they are full.
+TIGHT_SHARE: Final = 0.12
+TIGHT_SHARE_YIELDING: Final = 0.4
+PLENTY_USD: Final = "1000.000000000"
+# Room for some of the calls of a session, and for one step of a stream.
+SESSION_USD: Final = "0.06"
+# Cells of the cap matrix: of calls that bring a vendor's key, and of what is reserved for a tool on a shared plan.
+CAPS: Final[Mapping[str, Mapping[str, str | None]]] = {
+    "byok.sandbox": {"daily": "1.00", "perSession": "0.0015"},
+    "shared.tavily": {"daily": "0.50", "monthly": "900.00"},
+    "metered.sandbox": {"daily": None},
+}
 
 
 @dataclass
 class Arena:
-    """All that runs, and what the rig knows of it."""
+    """All that runs, and what the rig knows of it. `budgets` by id, as they were asked for."""
 
     directory: Path
     kafka: KafkaBroker
     valkey: ValkeyServer
     cluster: Cluster
     keys: dict[str, str] = field(default_factory=dict)
-    budgets: list[str] = field(default_factory=list)
-
-    def shots(self, rng: random.Random, count: int) -> list[Shot]:
-        """A burst: every call from somewhere else, some slow, a few broken at the vendor."""
-        return [self._shot(rng) for _ in range(count)]
-
-    def _shot(self, rng: random.Random) -> Shot:
-        agent = rng.choice(list(self.keys))
-        headers = {
-            "authorization": f"Bearer {self.keys[agent]}",
-            "x-spend-user": rng.choice(USERS),
-            "x-spend-project": rng.choice(PROJECTS),
-            "x-spend-session": rng.choice(SESSIONS),
-            "x-spend-environment": rng.choice(("prod", "test")),
-            "x-spend-tags": ",".join(rng.sample(TAGS, 2)),
-        }
-        tokens = rng.randint(1, MOST_TOKENS)
-        controls: dict[str, object] = {"output_tokens": rng.randint(1, tokens), "delay_ms": rng.randint(0, 300)}
-        if rng.random() < 0.02:
-            controls["fault"] = rng.choice(("error_500", "hang_up", "no_usage"))
-        body = {
-            "model": rng.choice(("sandbox-small", "sandbox-large")),
-            "max_tokens": tokens,
-            "messages": [{"role": "user", "content": "How much is a farthing?"}],
-            "sandbox": controls,
-        }
-        return Shot(self.cluster.url(rng.choice(GATEWAYS)), headers, json.dumps(body).encode())
+    budgets: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    # Whose limit was brought close to what they have spent.
+    tight: set[str] = field(default_factory=set)
 
     def standings(self) -> dict[str, dict[str, Any]]:
         """Every budget's standing, by id, through the management API."""
-        answer = self.cluster.admin("GET", "/api/v1/budgets")
+        answer = self.cluster.admin("GET", "/api/v1/budgets?limit=500")
         return {each["budget_id"]: each for each in answer["budgets"]}
 
-    def limits(self) -> dict[int, dict[str, int | None]]:
-        """The limit of each budget at each version of the configuration, read off the audit."""
-        entries: list[dict[str, Any]] = []
-        cursor = ""
-        while True:
-            page = self.cluster.admin("GET", "/api/v1/audit?limit=500" + (f"&before={cursor}" if cursor else ""))
-            entries += page["entries"]
-            if len(page["entries"]) < 500:
-                break
-            cursor = str(page["entries"][-1]["entry_id"])
-        state: dict[str, int | None] = {}
-        found: dict[int, dict[str, int | None]] = {0: {}}
-        for entry in sorted(entries, key=lambda each: each["entry_id"]):
-            if entry["action"] in ("budget.create", "budget.update"):
-                state = {**state, entry["target"]: nano(entry["after"]["limit_usd"])}
-            elif entry["action"] == "budget.delete":
-                state = {name: limit for name, limit in state.items() if name != entry["target"]}
-            found[entry["config_version"]] = state
-        # A version that changed no budget has the limits of the one before it.
-        filled, last = {}, found[0]
-        for version in range(max(found) + 1):
-            last = found.get(version, last)
-            filled[version] = last
-        return filled
+    def parents(self) -> dict[str, str | None]:
+        """Each budget's parent; of none it ever changes."""
+        return {name: each.get("parent_id") for name, each in self.budgets.items()}
+
+    def watching(self) -> set[str]:
+        """The budgets that stop nothing when they are full."""
+        return {name for name, each in self.budgets.items() if each.get("when_full") == "alert"}
 
 
 @contextmanager
@@ -116,11 +87,11 @@ def arena(directory: Path) -> Iterator[Arena]:
             extra={"FARTHING_VENDOR_TIMEOUT_S": "4"},
         )
         stack.callback(cluster.stop)
-        cluster.start("control")
+        cluster.start("control", seconds=READY_S)
         cluster.take_first_keys()
         # A few at a time: two cores load two services as fast as fourteen.
         for some in (("ledger", "sandbox"), AGGREGATORS, *zip(GATEWAYS[::2], GATEWAYS[1::2], strict=True)):
-            cluster.start(*some)
+            cluster.start(*some, seconds=READY_S)
         made = Arena(directory, kafka, valkey, cluster)
         _make_keys(made)
         _make_budgets(made)
@@ -135,27 +106,41 @@ def _make_keys(made: Arena) -> None:
 
 def _make_budgets(made: Arena) -> None:
     """Forty of every kind of scope and window; a call falls under about a dozen of them."""
+    named: dict[str, str] = {}
     for budget in _budgets():
-        answer = made.cluster.admin("PUT", "/api/v1/budgets", {"limit_usd": "1000.00", **budget})
-        made.budgets.append(str(answer["budget_id"]))
-    assert len(made.budgets) == len(set(made.budgets)) == 40
+        wanted = {"limit_usd": PLENTY_USD, "extend": True, **budget}
+        name, parent = wanted.pop("name", None), wanted.pop("parent", None)
+        if parent is not None:
+            wanted["parent_id"] = named[parent]
+        budget_id = str(made.cluster.admin("PUT", "/api/v1/budgets", wanted)["budget_id"])
+        if name is not None:
+            named[name] = budget_id
+        made.budgets[budget_id] = wanted
+    assert len(made.budgets) == 40
+    made.cluster.admin("PATCH", "/api/admin/billing/cap-policy/default", {"caps": CAPS})
 
 
-def _budgets() -> Iterator[Mapping[str, Any]]:
-    def of(kind: str, value: str, window: str, **more: Any) -> Mapping[str, Any]:
+def _budgets() -> Iterator[dict[str, Any]]:
+    def of(kind: str, value: str, window: str, **more: Any) -> dict[str, Any]:
         return {"scope": {"kind": kind, "value": value}, "window": window, **more}
 
     yield {"window": "month"}
     yield {"window": "3h"}
-    for team in TEAMS:
-        yield of("team", team, "day", zone="Europe/Berlin")
-        yield from (of("agent", agent, "3h") for agent in TEAMS[team])
-    yield from (of("user", user, "week") for user in USERS)
+    for team, (first, second) in TEAMS.items():
+        yield of("team", team, "day", zone="Europe/Berlin", name=team)
+        # One draws on its team when it is full, the other does not.
+        yield of("agent", first, "3h", parent=team, child_mode="fallback")
+        yield of("agent", second, "3h", parent=team)
+    for user in USERS[::2]:
+        yield of("user", user, "week", when_full="downgrade", downgrade_to="sandbox-small")
+    yield from (of("user", user, "week") for user in USERS[1::2])
     yield of("user", "*", "day")
     yield from (of("project", project, "year") for project in PROJECTS)
-    yield from (of("tag", tag, "3h") for tag in TAGS)
-    yield of("session", "*", "session")
-    yield from (of("model", model, "month") for model in ("sandbox-small", "sandbox-large"))
+    yield of("tag", TAGS[0], "3h", when_full="alert")
+    yield from (of("tag", tag, "3h") for tag in TAGS[1:])
+    yield of("session", "*", "session", limit_usd=SESSION_USD)
+    yield of("model", "sandbox-small", "month")
+    yield of("model", "sandbox-large", "month", when_full="downgrade", downgrade_to="sandbox-small")
     yield from (of("environment", name, "lifetime") for name in ("prod", "test"))
     yield of("vendor", "sandbox", "quarter")
     yield of("billing_class", "metered.sandbox", "month")
@@ -165,22 +150,33 @@ def _budgets() -> Iterator[Mapping[str, Any]]:
     }
     yield {"scope": {"kind": "cel", "value": "large", "expression": 'model == "sandbox-large"'}, "window": "hour"}
     yield of("team", "ml", "month")
-    yield of("org", "default", "day")
+    yield of("org", "default", "day", name="org")
 
 
 async def tighten(made: Arena, rng: random.Random, holds: int) -> None:
-    """Gives some budgets room for about `holds` more calls, and the rest plenty."""
+    """Gives some budgets room for about `holds` more calls, narrow ones for a sixth of that, and the rest plenty."""
     standings = await asyncio.to_thread(made.standings)
+    wanted: dict[str, int] = {}
+    for budget_id in made.budgets:
+        spent = standings[budget_id]["standing"]["spent_usd"]
+        share, most = (TIGHT_SHARE_YIELDING, holds // 6) if _yields(made.budgets[budget_id]) else (TIGHT_SHARE, holds)
+        if spent and rng.random() < share:
+            wanted[budget_id] = nano(spent) + rng.randint(most // 2, most) * HOLD_NANO
+        elif budget_id in made.tight:
+            wanted[budget_id] = nano(PLENTY_USD)
+    made.tight = {name for name, limit in wanted.items() if limit != nano(PLENTY_USD)}
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {made.cluster.admin_key}"}, timeout=20) as client:
-        for budget_id in made.budgets:
-            spent = standings[budget_id]["standing"]["spent_usd"]
-            room = rng.randint(holds // 2, holds) * HOLD_NANO if rng.random() < 0.15 and spent else 10**12
-            limit = (nano(spent) if spent else 0) + room
+        for budget_id, limit in wanted.items():
             answer = await client.patch(
-                f"{made.cluster.url()}/api/v1/budgets/{budget_id}", json={"limit_usd": _usd(limit)}
+                f"{made.cluster.url()}/api/v1/budgets/{budget_id}", json={"limit_usd": usd(limit)}
             )
             assert answer.status_code == 200, answer.text
 
 
-def _usd(amount_nano: int) -> str:
+def _yields(budget: Mapping[str, Any]) -> bool:
+    return budget.get("when_full") in ("downgrade", "alert") or budget.get("child_mode") == "fallback"
+
+
+def usd(amount_nano: int) -> str:
+    """Dollars with nine decimals."""
     return f"{amount_nano // 10**9}.{amount_nano % 10**9:09d}"

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from tests.chaos.rounds.arena import AGGREGATORS, GATEWAYS, Arena
+from tests.chaos.rounds.arena import AGGREGATORS, GATEWAYS, READY_S, Arena
 
 Fault = Callable[[Arena, random.Random], Awaitable[None]]
 _PLENTY: Final = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
@@ -74,7 +74,8 @@ async def kafka_paused(arena: Arena, rng: random.Random) -> None:
 
 async def kafka_killed(arena: Arena, _rng: random.Random) -> None:
     """kill -9 of the broker, and its restart."""
-    await asyncio.to_thread(arena.kafka.restart)
+    arena.kafka.kill()
+    await asyncio.to_thread(arena.kafka.start, READY_S)
 
 
 async def disks_full(arena: Arena, rng: random.Random) -> None:
