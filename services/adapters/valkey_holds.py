@@ -1,12 +1,13 @@
 """What ``reserve.lua`` and ``resize.lua`` are asked and answer, as `core.reserve` says it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from services.adapters.valkey_connection import Argument
 from services.adapters.valkey_scripts import org_key, parse_charges, proposal_arguments
 from services.core.budgets import Proposal, standing
-from services.core.hotstate import Admitted, Cold, HoldRequest, Refused, ReserveAnswer, StaleWindow, plus
+from services.core.hotstate import Admitted, Cold, FoundHold, HoldRequest, Refused, ReserveAnswer, StaleWindow, plus
 from services.core.reserve import Lacking, at_bucket, charged, of_option, options_of, refusal
 from services.core.windows import RollingSpan
 
@@ -37,7 +38,9 @@ def reserve_answer(request: HoldRequest, answer: Sequence[Any]) -> ReserveAnswer
     option = of_option(options, number)
     proposals = at_bucket(option.proposals, now_ms)
     if status == b"known":
-        return _known(proposals, answer)
+        amount, context, *figures = answer[6:]
+        found = FoundHold(int(amount), context.decode())
+        return replace(_as_it_is(proposals, answer[1:6], figures), found=found)
     kept, standings = [], []
     for index, proposal in enumerate(proposals):
         spent, held = answer[5 + 2 * index : 7 + 2 * index]
@@ -68,7 +71,7 @@ def resize_answer(request: HoldRequest, answer: Sequence[Any]) -> ReserveAnswer 
     proposals = at_bucket(request.proposals, now_ms, keeps_fixed=True)
     if status == b"refused":
         return _refused(proposals, request.amount_nano, version, now_ms, answer[3:])
-    return _known(proposals, answer)
+    return _as_it_is(proposals, answer[1:6], answer[6:])
 
 
 def _call(request: HoldRequest) -> tuple[list[Argument], list[Argument]]:
@@ -91,9 +94,9 @@ def _add_proposals(
         arguments += words
 
 
-def _known(proposals: Sequence[Proposal], answer: Sequence[Any]) -> Admitted:
+def _as_it_is(proposals: Sequence[Proposal], told_of_it: Sequence[Any], figures: Sequence[Any]) -> Admitted:
     """A hold as it is: its charges are told, and the figures have it in them."""
-    _, version, now_ms, number, expires_at_ms, charges_text, *figures = answer
+    version, now_ms, number, expires_at_ms, charges_text = told_of_it
     charges = parse_charges(charges_text)
     told = {each.budget_id: at for each, at in zip(proposals, range(0, len(figures), 2), strict=True)}
     standings = tuple(

@@ -161,11 +161,20 @@ class HoldRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundHold:
+    """What was held under a reservation id before it was asked for again; the context is empty once that has ended."""
+
+    amount_nano: int
+    context: str
+
+
+@dataclass(frozen=True, slots=True)
 class Admitted:
     """Held, by the alternative of number `option` (0: as asked, 1: the first alternative).
 
     `charges` carry the windows as decided; `standings` are those of the charges, in order, this hold included. What was
-    left out so that its parent pays is in the proposals and not in the charges.
+    left out so that its parent pays is in the proposals and not in the charges. `found` is the hold that a reserve has
+    found under its id: all else tells of that one.
     """
 
     config_version: int
@@ -174,6 +183,7 @@ class Admitted:
     standings: tuple[Standing, ...]
     expires_at_ms: int
     option: int = 0
+    found: FoundHold | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from services.core.hotstate import (
     Cold,
     DueHold,
     Figures,
+    FoundHold,
     Hold,
     HoldOption,
     HoldRequest,
@@ -69,7 +70,8 @@ def reserve(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer
     if known is not None:
         proposals = at_bucket(of_option(options, known.option).proposals, now_ms)
         _advance(state, proposals, now_ms)
-        return _admitted(state, proposals, known, now_ms)
+        admitted = _admitted(state, proposals, known, now_ms)
+        return replace(admitted, found=FoundHold(known.amount_nano, known.context))
     if any(_is_stale(each.span, now_ms) for option in options for each in option.proposals):
         return StaleWindow(state.config_version, now_ms)
     refused: Refused | None = None

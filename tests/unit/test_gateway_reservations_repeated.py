@@ -84,6 +84,40 @@ async def test_a_claim_that_a_crash_left_behind_is_taken_over_and_the_hold_told_
     assert len({json.dumps(str(each)) for each in of_kind(there, Reservation)}) == 1, "one event, if twice"
 
 
+async def test_a_hold_that_is_found_again_is_recorded_by_the_configuration_it_was_made_under(there: World) -> None:
+    answers_of(there).fails = True
+    assert (await reserve(there, "0.60", "order-1")).status == 503
+    answers_of(there).fails = False
+    await there.org.set_budget("2.00")
+    await turn(there, CLAIM_MS)
+    assert (await reserve(there, "0.60", "order-1")).status == 201
+    first, again = of_kind(there, Reservation)
+    assert again == first
+
+
+async def test_another_body_for_a_hold_that_is_found_again_is_a_conflict(there: World) -> None:
+    answers_of(there).fails = True
+    assert (await reserve(there, "0.60", "order-1")).status == 503
+    answers_of(there).fails = False
+    await turn(there, CLAIM_MS)
+    assert (await reserve(there, "0.70", "order-1")).status == 409
+    assert (await reserve(there, "0.60", "order-1")).status == 201, "the first body's answer is still to be had"
+    assert there.held_nano() == 600_000_000
+
+
+async def test_another_body_under_way_does_not_turn_away_the_one_that_was_first(there: World, ledger: Ledger) -> None:
+    first = await reserve(there, "0.60", "order-1")
+    ledger.events = there.events()
+    await turn(there, 30 * 24 * HOUR_MS)
+    name = first.json()["reservation_id"]
+    assert await answers_of(there).claim("default", name, "another body's", CLAIM_MS) is None
+    again = asyncio.create_task(reserve(there, "0.60", "order-1"))
+    await asyncio.sleep(0.1)
+    assert not again.done(), "the other one may yet find that it came too late"
+    await answers_of(there).drop("default", name)
+    assert ((await again).status, (await again).json()) == (201, first.json())
+
+
 async def test_what_was_recorded_and_not_kept_is_asked_the_ledger_for_and_not_held_again(
     there: World, ledger: Ledger
 ) -> None:

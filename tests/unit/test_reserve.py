@@ -12,6 +12,7 @@ from services.core.hotstate import (
     Admitted,
     Cold,
     Figures,
+    FoundHold,
     HoldOption,
     HoldRequest,
     OrgState,
@@ -212,7 +213,7 @@ def test_a_full_child_that_falls_back_is_left_out_and_its_parent_pays() -> None:
     assert [each.budget_id for each in answer.charges] == ["bud_1"]
     assert [(each.budget_id, each.held_nano) for each in answer.standings] == [("bud_1", 40)]
     assert held(state) == {"bud_1": 40}
-    assert reserve(state, asked, NOW_MS) == answer
+    assert reserve(state, asked, NOW_MS) == replace(answer, found=FoundHold(40, asked.context))
 
 
 def test_a_full_parent_refuses_in_its_childs_place() -> None:
@@ -247,7 +248,7 @@ def test_a_downgrade_holds_the_first_option_that_fits_as_a_whole() -> None:
     hold = state.holds["txn_1"]
     assert (hold.amount_nano, hold.context, hold.option) == (38, "for 38", 3)
     assert reserve(state, request(40, soft, hard, alternatives=options), NOW_MS + 1) == replace(
-        answer, now_ms=NOW_MS + 1
+        answer, now_ms=NOW_MS + 1, found=FoundHold(38, "for 38")
     )
 
 

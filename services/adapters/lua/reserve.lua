@@ -6,7 +6,7 @@
 -- Answers cold | stale, version, now
 --   | held, version, now, option, expires at, then spent and held of each budget of the option: before this hold, and
 --     empty for one that is left out
---   | known, version, now, option, expires at, charges, then spent and held of each budget of the option
+--   | known, version, now, option, expires at, charges, amount, context, then spent and held of each budget of the option
 --   | refused, version, now, then of each budget of the first option that is in the way: its number from 0, spent, held,
 --     and all of its ring.
 if redis.call('EXISTS', KEYS[1]) == 0 then
@@ -101,9 +101,9 @@ local function hold(first, last, amount, context)
 end
 
 if redis.call('EXISTS', KEYS[3]) == 1 then
-  local known = redis.call('HMGET', KEYS[3], 'charges', 'expires', 'option')
+  local known = redis.call('HMGET', KEYS[3], 'charges', 'expires', 'option', 'amount', 'context')
   local option = tonumber(known[3] or '0')
-  answer = { 'known', version, now, option, known[2], known[1] }
+  answer = { 'known', version, now, option, known[2], known[1], known[4], known[5] or '' }
   look_at_known(option)
   return answer
 end

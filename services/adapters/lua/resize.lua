@@ -4,7 +4,7 @@
 --       that is fixed, r ring, s session, l all time), start ms or bucket ms, end ms or count, limit, its charge as JSON
 --       (a ring's without its end, unless it is fixed), its full rule.
 -- Answers cold | gone | stale, version, now
---   | known, version, now, option, expires at, charges, then spent and held of each budget, this hold included: both
+--   | changed, version, now, option, expires at, charges, then spent and held of each budget, this hold included: both
 --     empty for one that is left out
 --   | refused, version, now, then of each budget that is in the way, as without this hold: its number from 0, spent,
 --     held, and all of its ring.
@@ -127,7 +127,7 @@ if #refused > 3 then
 end
 
 local expires, charges_json = digits(now + ARGV[2]), '[' .. table.concat(charges, ',') .. ']'
-local answer = { 'known', version, now, tonumber(old[5] or '0'), expires, charges_json }
+local answer = { 'changed', version, now, tonumber(old[5] or '0'), expires, charges_json }
 for index = 5, #KEYS do
   if not is_out[index] then
     add_held(KEYS[index], spans[index], amount, now)

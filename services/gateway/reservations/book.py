@@ -51,6 +51,9 @@ class Book:
                 # Nothing was decided: the next try is as good as the first.
                 await quietly(self._history.drop(caller.org, reservation_id))
                 raise
+            if first.facts.request_hash != request_hash:  # it was held before, and no answer is known any more
+                await quietly(self._history.drop(caller.org, reservation_id))
+                raise _other_body(reservation_id)
             first = await self._keep_opened(caller, first, is_repeatable=is_repeatable)
         return Told(CREATED, told.held(first)) if isinstance(first, Reservation) else Told(NO_ROOM, told.refused(first))
 
@@ -74,7 +77,7 @@ class Book:
 
     async def _known(self, caller: Caller, reservation_id: str, request_hash: str) -> Reservation | Denial | None:
         """How this request was answered before; None when it is for us to answer it, and now claimed."""
-        there = await self._claimed(lambda: self._history.claim(caller.org, reservation_id, request_hash), request_hash)
+        there = await self._claimed(lambda: self._history.claim(caller.org, reservation_id, request_hash))
         if there is not None:
             first = event_of(there)
             if there.request_hash != request_hash or not isinstance(first, Reservation | Denial):
@@ -94,16 +97,16 @@ class Book:
             raise _other_body(reservation_id)
         return past.first
 
-    async def _claimed(self, claim: Callable[[], Awaitable[Answer | None]], request_hash: str | None) -> Answer | None:
+    async def _claimed(self, claim: Callable[[], Awaitable[Answer | None]]) -> Answer | None:
         """The answer that is there already; None when the deed is now ours to do.
 
         While it is under way elsewhere that is waited for: whoever is at it answers, or is gone and its claim lapses.
-        What is not of `request_hash` is not waited for.
+        So is another request under the same key: it may yet find that it came too late.
         """
         deadline_s = time.monotonic() + _PATIENCE_S
         while True:
             there = await ask(claim())
-            if there is None or there.status or request_hash not in (None, there.request_hash):
+            if there is None or there.status:
                 return there
             if time.monotonic() >= deadline_s:
                 raise away("the same request is under way elsewhere; ask again in a second")
@@ -191,9 +194,7 @@ class Book:
         first = _reservation(past)
         if key is None:
             return self._told_extended(first, await self._resize(caller, past, body))
-        there = await self._claimed(
-            lambda: self._history.claim_extend(caller.org, reservation_id, key, request_hash), request_hash
-        )
+        there = await self._claimed(lambda: self._history.claim_extend(caller.org, reservation_id, key, request_hash))
         answer = event_of(there)
         if there is not None:
             if there.request_hash != request_hash or not isinstance(answer, HoldResized | Denial):
@@ -257,7 +258,7 @@ class Book:
         first = _reservation(past)
         name = first.transaction_id
         # Ends that differ wait for one another, too: the first one counts.
-        there = await self._claimed(lambda: self._history.claim_end(caller.org, name, request_hash), None)
+        there = await self._claimed(lambda: self._history.claim_end(caller.org, name, request_hash))
         ending = event_of(there)
         if isinstance(ending, Settlement) and has_happened(there):
             return ending

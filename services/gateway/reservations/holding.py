@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from services.core.budgets import Standing
-from services.core.codec import encode_facts
+from services.core.codec import decode_facts, encode_facts
 from services.core.events import CallFacts, Denial, HoldResized, Reservation, Settlement
 from services.core.hotstate import Admitted, Cold, HoldRequest, Refused, ReserveAnswer
 from services.core.matching import (
@@ -117,7 +117,11 @@ class Holding:
         return RefusedError(400, "session_required", message, param=self._session_header)
 
     async def _record_hold(self, org: str, request: HoldRequest, facts: CallFacts, answer: Admitted) -> Reservation:
-        # A hold that was there already, of the same request, was admitted then: its reservation is told as it was.
+        # A hold that was there already was admitted then, maybe under another configuration and at other prices: its
+        # reservation is told as it was.
+        found = answer.found
+        if found is not None and found.context:
+            facts = decode_facts(found.context)
         admitted_at_ms = min(answer.now_ms, answer.expires_at_ms - request.hold_ms)
         proposals = request.proposals
         paying = {each.budget_id for each in answer.charges}
@@ -129,10 +133,12 @@ class Holding:
             estimate_mode=STATED,
             input_tokens_bound=0,
             output_tokens_bound=0,
-            held_nano=request.amount_nano,
+            held_nano=request.amount_nano if found is None else found.amount_nano,
             charges=answer.charges,
             expires_at_ms=answer.expires_at_ms,
-            parent_charged=tuple(each.budget_id for each in proposals if each.budget_id not in paying),
+            parent_charged=tuple(
+                each.budget_id for each in proposals if each.full_rule == "parent" and each.budget_id not in paying
+            ),
             would_block=tuple(
                 each.budget_id for each in answer.standings if each.budget_id in watching and each.remaining_nano < 0
             ),
@@ -140,7 +146,7 @@ class Holding:
         try:
             return self.record(reservation)
         except RefusedError:
-            if admitted_at_ms == answer.now_ms:  # else another gateway has made and recorded it
+            if found is None:  # else another gateway has made and recorded it
                 await quietly(self._hot_state.release(org, request.reservation_id))
             raise
 
