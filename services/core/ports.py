@@ -143,7 +143,7 @@ class Pulse:
 
 
 class HotState(Protocol):
-    """Rolling spend and holds, the truth of the next decision. Keys: DESIGN.md, "The hot state"."""
+    """Rolling spend and holds, the truth of the next decision. Keys: docs/hot-state.md."""
 
     async def reserve(self, request: HoldRequest) -> ReserveAnswer:
         """`core.reserve.reserve`, atomically, in one round trip."""

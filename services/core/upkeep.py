@@ -15,7 +15,7 @@ from services.core.hotstate import OrgState
 from services.core.ports import TopicPartition
 
 DAY_MS: Final = 86_400_000
-# A producer that nothing was heard of for so long is forgotten: as long as the log keeps any event.
+# A producer that nothing was heard of for so long is forgotten: many times as long as the log keeps what is folded.
 SILENT_DAYS: Final = 90
 # Figures for all time outlive their budget by this much. Within it, a database that was restored finds them again.
 GONE_MS: Final = 90 * DAY_MS

@@ -22,7 +22,7 @@ from services.gateway.refusal import RefusedError
 log = structlog.get_logger()
 
 BUDGET_STATUS: Final = 402
-# A client that waits longer than this is better told than held up (CLIENTS.md).
+# A client that waits longer than this is better told than held up.
 _SHORT_WAIT_MS: Final = 60_000
 
 

@@ -52,7 +52,7 @@ _NOT_FOR_VENDORS: Final = HOP_BY_HOP | {
 # Where clients of all vendors send their keys, ours among them.
 _KEY_ORDER: Final = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
 _CREDENTIALS: Final = frozenset((*(name.encode() for name in _KEY_ORDER), b"x-vendor-key"))
-# Claude Code names its session in every request of it (CLIENTS.md).
+# Claude Code names its session in every request of it.
 _CLAUDE_CODE_SESSION: Final = b"x-claude-code-session-id"
 _PLAIN_CONNECTION: Final = frozenset((b"keep-alive", b"close"))
 _TRACEPARENT: Final = re.compile(rb"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")

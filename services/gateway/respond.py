@@ -14,7 +14,7 @@ from services.gateway.settle import Settled
 from services.gateway.vendors import Dialect
 
 JSON: Final = (b"content-type", b"application/json")
-# Most vendors' clients heed it (CLIENTS.md); without it some ask again and again for what will never be.
+# Most vendors' clients heed it; without it some ask again and again for what will never be.
 DONT_RETRY: Final = (b"x-should-retry", b"false")
 
 # What speaks of the vendor's own origin or connection, and its body's length, which is ours to say.
