@@ -1,5 +1,8 @@
 """Parts of budgets that are handed on (BU-9): one reservation holds a part against all it was carved from.
 
+It holds it for a moment at first, and for all of the part's time before anybody is told the part's key: a hold whose
+time is over before the part's is of a part that nobody can have spent of.
+
 The part's own budget counts its calls. When the part is over, and nothing of it is held any more, the reservation is
 settled at what the part has spent: the rest is free again. The events say which part a reservation holds by its facts'
 flags, so that whoever ends it looks nothing up.
@@ -43,13 +46,14 @@ def budget_of_key(key_id: str) -> str | None:
     return key_id.removeprefix(_KEY_PREFIX) if key_id.startswith(_KEY_PREFIX + BUDGET_PREFIX) else None
 
 
-def part_key(maker_key: str, budget_id: str) -> str:
+def part_key(pepper: bytes, maker_key: str, budget_id: str) -> str:
     """The key of a part that is asked for with an Idempotency-Key, made of its maker's key (both in clear).
 
     The same for the same part, so that it can be told again and is kept nowhere. Nobody makes it who has not the
-    maker's key, and it tells nothing of that, nor of another part's.
+    maker's key, and the pepper beside it: its maker has to be told it, and is not before the part is held for all of
+    its time. It tells nothing of the maker's, nor of another part's.
     """
-    made = hmac.new(maker_key.encode(), f"key of {budget_id}".encode(), hashlib.sha512).digest()
+    made = hmac.new(pepper, f"key of {budget_id} by {maker_key}".encode(), hashlib.sha512).digest()
     number, text = int.from_bytes(made), ""
     for _ in range(_SECRET_CHARACTERS):
         number, rest = divmod(number, len(_ALPHABET))

@@ -16,6 +16,7 @@ from services.core.vendor_port import VendorTransport
 from services.gateway.admit import Admitter
 from services.gateway.calls import GovernedCalls, Serving
 from services.gateway.connect import Connector, OpenSealed
+from services.gateway.delegations.backing import Backing
 from services.gateway.delegations.control import ControlDelegations
 from services.gateway.delegations.desk import Desk
 from services.gateway.delegations.serve import DelegationApi
@@ -197,7 +198,8 @@ def _surface(
     release = Holder(ports.hot_state, clock, snapshots).release
     holding = Holding(snapshots, clock, ports.hot_state, ports.outbox, prefix + "session", release)
     control = ControlDelegations(options.control_url, ports.internal_token, ports.relay_transport)
-    desk = Desk(holding, history, control, ports.hot_state, clock)
+    backing = Backing(holding, history, control, ports.directory, ports.pepper, clock)
+    desk = Desk(holding, history, control, backing, ports.hot_state, clock)
     return Surface(
         table=table,
         calls=calls,

@@ -18,8 +18,8 @@ from services.core.parts import part_key
 from services.core.ports import UnavailableError
 from services.core.snapshot import decode_snapshot
 from services.core.windows import IntervalWindow
+from services.gateway.delegations.carved import Carved, DeclinedError
 from services.gateway.delegations.control import ControlDelegations
-from services.gateway.delegations.desk import Carved, DeclinedError
 from tests.support.control import Control, running_control
 
 CARVED = Carved(
@@ -76,6 +76,28 @@ async def test_a_part_has_a_key_and_a_budget_until_it_ends(control: Control) -> 
     assert key not in str(entries)
 
 
+async def test_a_part_that_is_held_no_more_ends_and_that_is_told_for_ever(control: Control) -> None:
+    key = await asking(control).delegate("default", CARVED)
+    await asking(control).delegate("default", replace(CARVED, reservation_id="dlg_2", budget_id="sub_2"))
+    await asking(control).end("default", "sub_2", "key_maker")
+    for name, has_lapsed in (("sub_1", True), ("sub_1", True), ("sub_2", False)):
+        told = await asking(control).lapse("default", name, "key_maker")
+        assert (told["budget_id"], told["has_ended"], told["has_lapsed"]) == (name, True, has_lapsed)
+        assert await asking(control).find("default", name) == told
+    assert await control.directory.find_key(hash_key(key, control.secrets.pepper)) is None
+    body = await control.directory.snapshot("default")
+    assert body is not None
+    assert not {"sub_1", "sub_2"} & {each.budget_id for each in decode_snapshot(body).budgets}
+    with pytest.raises(UnavailableError):
+        await asking(control).lapse("default", "sub_3", "key_maker")
+    entries = (await control.ask("GET", "audit"))["entries"]
+    ended = [each for each in entries if each["action"] == "budget.delegation_end"]
+    assert sorted((each["target"], each["after"]) for each in ended) == [
+        ("sub_1", {"has_lapsed": True}),
+        ("sub_2", None),
+    ]
+
+
 async def test_a_part_ends_at_its_time(control: Control) -> None:
     await asking(control).delegate("default", CARVED)
     assert await end_due(control.context, 8_999_999) == 0
@@ -97,7 +119,7 @@ async def test_a_part_is_made_once_and_by_our_own_services_only(control: Control
 
 
 async def test_a_part_that_is_asked_for_once_brings_its_key_and_what_it_was_asked_for_with(control: Control) -> None:
-    key = part_key(control.agent_key, "sub_1")
+    key = part_key(control.secrets.pepper, control.agent_key, "sub_1")
     once = replace(CARVED, request_hash="a" * 64, key=key)
     assert await asking(control).delegate("default", once) == key
     record = await control.directory.find_key(hash_key(key, control.secrets.pepper))

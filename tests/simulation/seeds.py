@@ -15,7 +15,7 @@ FOUND: Final[dict[int, str]] = {
 FOUND_BY_ERRANDS: Final[dict[int, str]] = {
     299: "the end of a try that was given up was kept late, in the place of the end that had been told since",
     3176: "a reservation grew past a child that falls back, and its end did not say that the parent had paid",
-    3315: "another body under way turned a request away that had been answered long before: a conflict for the first one",
+    3315: "another body under way turned a request away that had been answered long before",
     3894: "(the model) the end of a part does not say again what its reservation had left to a parent",
     5312: "a reservation that was found as it was was recorded by a later configuration, as if it had been made then",
 }

@@ -55,6 +55,11 @@ class Control(httpx.AsyncBaseTransport):
         known = self.kept.get(rest[0])
         if known is None:
             return httpx.Response(404, json={"error": "not_found"})
+        if rest[-1] == "lapse":
+            if not known["has_ended"]:
+                await self._end_below(rest[0])
+                known["has_lapsed"] = True
+            return httpx.Response(200, json=known)
         if rest[-1] == "end":
             return httpx.Response(200, json={"reservation_ids": await self._end_below(rest[0])})
         return httpx.Response(200, json=known)
@@ -92,7 +97,8 @@ class Control(httpx.AsyncBaseTransport):
         )
         (part,) = parts_held_alike([part], org.snapshot.budgets)
         await org.publish(budgets=(*org.snapshot.budgets, part))
-        self.kept[part.budget_id] = {"request_hash": "", **body, "key_id": key_id, "has_ended": False, "key": key}
+        ended = {"has_ended": False, "has_lapsed": False}
+        self.kept[part.budget_id] = {"request_hash": "", **body, "key_id": key_id, **ended, "key": key}
         return {"budget_id": part.budget_id, "key_id": key_id, "key": key}
 
     async def _end_below(self, budget_id: str) -> list[str]:

@@ -221,7 +221,8 @@ async def test_the_part_of_a_repeated_request_is_found_as_any_other(scene: Scene
 
 def test_the_key_of_a_part_is_a_key_of_its_own() -> None:
     makers = [f"fk_live_{letter * 40}" for letter in "ab"]
-    keys = [part_key(maker, budget_id) for maker in makers for budget_id in ("sub_1", "sub_2")]
+    asked = [(pepper, maker, name) for pepper in (b"p", b"q") for maker in makers for name in ("sub_1", "sub_2")]
+    keys = [part_key(*each) for each in asked]
     assert all(is_key_text(each) for each in keys)
-    assert len({*keys, *makers}) == 6
-    assert part_key(makers[0], "sub_1") == keys[0]
+    assert len({*keys, *makers}) == 10, "a maker does not make it without the pepper, nor anybody without the maker's"
+    assert part_key(*asked[0]) == keys[0]

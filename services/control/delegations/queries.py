@@ -13,7 +13,7 @@ from services.core.windows import IntervalWindow
 
 _COLUMNS = (
     "budget_id, org, reservation_id, parent_budget_id, key_id, limit_nano, covers, starts_ms, ends_ms, made_by,"
-    " request_hash, created_at, ended_at"
+    " request_hash, has_lapsed, created_at, ended_at"
 )
 
 # A part that nothing is held of any more is settled within this time of its end.
@@ -116,6 +116,13 @@ async def end(connection: Connection, org: str, budget_ids: Sequence[str]) -> Se
         "UPDATE keys SET revoked_at = now() WHERE key_id = ANY($1) AND revoked_at IS NULL", key_ids
     )
     return [row["budget_id"] for row in rows]
+
+
+async def mark_lapsed(connection: Connection, org: str, budget_id: str) -> None:
+    """Notes that a delegation has ended because nothing was held for it any more."""
+    await connection.execute(
+        "UPDATE delegations SET has_lapsed = true WHERE org = $1 AND budget_id = $2", org, budget_id
+    )
 
 
 async def list_due(connection: Connection, now_ms: int, limit: int) -> Sequence[tuple[str, str]]:

@@ -48,3 +48,9 @@ async def find(context: OwnDep, org: PathId, budget_id: PathId) -> service.Deleg
 async def end(context: OwnDep, org: PathId, budget_id: PathId, actor: str) -> service.EndedAnswer:
     """Ends a delegation; one that has ended stays so."""
     return await service.end(context, org, budget_id, actor)
+
+
+@router.post("/{budget_id}/lapse")
+async def lapse(context: OwnDep, org: PathId, budget_id: PathId, actor: str) -> service.DelegationAnswer:
+    """Ends a delegation that is held no more and whose key nobody was told; one that has ended stays as it is."""
+    return await service.lapse(context, org, budget_id, actor)

@@ -61,7 +61,7 @@ class NewDelegationAnswer(BaseModel):
 
 
 class DelegationAnswer(BaseModel):
-    """A delegation as it is kept."""
+    """A delegation as it is kept. `has_lapsed`: it has ended because nothing was held for it any more (`lapse`)."""
 
     budget_id: str
     reservation_id: str
@@ -73,6 +73,7 @@ class DelegationAnswer(BaseModel):
     made_by: str
     request_hash: str
     has_ended: bool
+    has_lapsed: bool
 
 
 class EndedAnswer(BaseModel):
@@ -154,6 +155,20 @@ async def end(context: Context, org: str, budget_id: str, actor: str) -> EndedAn
         for ended in await queries.end(change.connection, org, [row["budget_id"] for row in below]):
             await change.audit("budget.delegation_end", ended)
     return EndedAnswer(reservation_ids=[row["reservation_id"] for row in below])
+
+
+async def lapse(context: Context, org: str, budget_id: str, actor: str) -> DelegationAnswer:
+    """Ends a delegation whose key nobody was told, and that nothing is held for any more; what it is then.
+
+    That is noted, for whoever asks for the same part again. One that has ended before stays as it is.
+    """
+    async with context.change(org, actor) as change:
+        if await queries.find(change.connection, org, budget_id) is None:
+            raise not_found(f"delegated budget {budget_id[:60]!r}")
+        for ended in await queries.end(change.connection, org, [budget_id]):
+            await queries.mark_lapsed(change.connection, org, ended)
+            await change.audit("budget.delegation_end", ended, after={"has_lapsed": True})
+    return await find(context, org, budget_id)
 
 
 async def end_due(context: Context, now_ms: int) -> int:

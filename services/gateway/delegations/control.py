@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 
 from services.core.ports import UnavailableError
-from services.gateway.delegations.desk import Carved, DeclinedError
+from services.gateway.delegations.carved import Carved, DeclinedError
 
 # What control will say again however often it is asked.
 _DECLINED: Final = frozenset({400, 409, 422})
@@ -44,6 +44,13 @@ class ControlDelegations:
         fields = await self._ask("POST", org, f"/{quote(budget_id, safe='')}/end?actor={quote(actor, safe='')}")
         ended: Sequence[str] = () if fields is None else fields["reservation_ids"]
         return ended
+
+    async def lapse(self, org: str, budget_id: str, actor: str) -> Mapping[str, Any]:
+        """See the protocol."""
+        fields = await self._ask("POST", org, f"/{quote(budget_id, safe='')}/lapse?actor={quote(actor, safe='')}")
+        if fields is None:
+            raise UnavailableError("control does not know the part, or is of an earlier release")
+        return fields
 
     async def _ask(self, method: str, org: str, path: str, body: bytes = b"") -> Mapping[str, Any] | None:
         url = f"{self._base_url}/internal/v1/orgs/{quote(org, safe='')}/delegations{path}"

@@ -1,9 +1,13 @@
-"""Handing on a part of a budget: held first, then given a key; ended, then settled by the reaper (`core.parts`)."""
+"""Handing on a part of a budget: held first, then given a key; ended, then settled by the reaper (`core.parts`).
+
+It is held for a short time until control has made its budget and key, and then for all of its time: a gateway that dies
+in between leaves nothing behind that is held for days and that nobody knows of.
+"""
 
 import contextlib
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Final, Protocol, TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 from ulid import ULID
@@ -15,6 +19,8 @@ from services.core.identity import DIMENSIONS
 from services.core.money import format_usd, parse_usd
 from services.core.ports import HotState, UnavailableError
 from services.core.windows import CalendarSpan
+from services.gateway.delegations.backing import SETTLE_MS, Backing, LapsedError, ask_control, refused
+from services.gateway.delegations.carved import Carved, Control, DeclinedError
 from services.gateway.delegations.once import Once, alone, other_body
 from services.gateway.plain_api import Caller, Told, away
 from services.gateway.refusal import RefusedError
@@ -29,10 +35,10 @@ from services.gateway.snapshots import HotClock
 MIN_PART_NANO: Final = 1_000_000
 # The part's window begins a little before it is made: another gateway's idea of the hot state's clock may be behind.
 _BEFORE_MS: Final = 60_000
-# A revoked key stops within a second on every replica; the reaper looks a moment after that.
-_SETTLE_MS: Final = 3_000
-_STAYS_HELD: Final = "; what is held stays so for this Idempotency-Key: ask again with it in a moment"
-_A = TypeVar("_A")
+# How long a part is held until control has made it: longer than everything takes that is asked until then.
+FIRST_HOLD_MS: Final = 60_000
+_STAYS_HELD: Final = "; what is held stays so for a minute, for this Idempotency-Key: ask again with it in a moment"
+_NOTHING_HELD: Final = "; nothing is held. Try again in a moment"
 
 
 class DelegateBody(BaseModel):
@@ -55,57 +61,19 @@ class EndBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, slots=True)
-class Carved:
-    """A part that is held, as control is told of it.
-
-    One that is to be made once says what it was asked for with and brings its key; else control makes one.
-    """
-
-    reservation_id: str
-    budget_id: str
-    parent_budget_id: str
-    limit_nano: int
-    covers: tuple[str, ...]
-    starts_ms: int
-    ends_ms: int
-    pins: Mapping[str, str]
-    made_by: str
-    request_hash: str = ""
-    key: str = field(default="", repr=False)
-
-
-class DeclinedError(Exception):
-    """Control will not do what was asked, however often it is: an HTTP `status`, a `code`, and a text that says why."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
-class Control(Protocol):
-    """What control keeps of delegations. Every method may raise `DeclinedError`."""
-
-    async def delegate(self, org: str, carved: Carved) -> str:
-        """Makes the part's budget and key; the key in clear. Raises `UnavailableError`."""
-
-    async def find(self, org: str, budget_id: str) -> Mapping[str, Any] | None:
-        """A delegation's fields; None when there is none. Raises `UnavailableError`."""
-
-    async def end(self, org: str, budget_id: str, actor: str) -> Sequence[str]:
-        """Revokes the part's key and takes its budget away, and so with all that was carved from it in turn.
-
-        Answers the reservations that hold them. Raises `UnavailableError`.
-        """
-
-
 class Desk:
     """Delegates. Every method may raise `RefusedError`."""
 
     def __init__(
-        self, holding: Holding, history: History, control: Control, hot_state: HotState, clock: HotClock
+        self,
+        holding: Holding,
+        history: History,
+        control: Control,
+        backing: Backing,
+        hot_state: HotState,
+        clock: HotClock,
     ) -> None:
+        self._backing = backing
         self._holding = holding
         self._history = history
         self._control = control
@@ -128,17 +96,18 @@ class Desk:
 
     async def _made_before(self, caller: Caller, once: Once) -> Told | None:
         """The answer to the same request, from whenever it was first; None when there is no part of it."""
-        known = await self._ask_control(self._control.find(caller.org, once.part_id))
+        known = await ask_control(self._control.find(caller.org, once.part_id))
         if known is None:
             return None
         if known["request_hash"] != once.request_hash:
             raise other_body(once)
-        return _told_made(once.part_id, known, parts.part_key(caller.secret, once.part_id))
+        await self._backing.check(caller, known)
+        return _told_made(once.part_id, known, self._backing.key_of(caller, once.part_id))
 
     async def _begun_before(self, caller: Caller, once: Once) -> Reservation | None:
         """What is held for the same request since a try that control has not answered."""
         held = await ask(self._history.carved_before(caller.org, once.part_id))
-        if held is None or held.expires_at_ms - _SETTLE_MS <= self._clock.now_ms():
+        if held is None or held.expires_at_ms - SETTLE_MS <= self._clock.now_ms():
             return None  # when its time is over, it is free
         if held.facts.request_hash != once.request_hash:
             raise other_body(once)
@@ -151,7 +120,9 @@ class Desk:
         held = before or await self._hold(caller, budget_id, body, pins, once)
         if isinstance(held, Denial):
             return Told(NO_ROOM, told.refused(held))
-        carved = _carved(caller, budget_id, pins, held, once)
+        carved = _carved(caller, budget_id, pins, held)
+        if once is not None:
+            carved = replace(carved, request_hash=once.request_hash, key=self._backing.key_of(caller, once.part_id))
         try:
             key = await self._control.delegate(caller.org, carved)
         except DeclinedError as error:
@@ -159,13 +130,30 @@ class Desk:
                 self._holding.record(_nothing_spent(held, self._clock.now_ms()))
             there = None if once is None else await self._made_before(caller, once)
             if there is None:
-                raise _refused(error, "; nothing is held" if before is None else _STAYS_HELD) from error
+                raise refused(error, "; nothing is held" if before is None else _STAYS_HELD) from error
             if before is not None and there.fields["reservation_id"] != before.transaction_id:
                 self._holding.record(_nothing_spent(before, self._clock.now_ms()))
             return there
         except UnavailableError as error:
             raise await self._not_known(held, once) from error
+        await (self._finish_now(caller, held, carved, key) if once is None else self._finish(caller, held, carved, key))
         return _told_made(carved.budget_id, asdict(carved), key)
+
+    async def _finish(self, caller: Caller, held: Reservation, carved: Carved, key: str) -> None:
+        """What is left to do before a part may be told; the same request goes on with it where this fails."""
+        await self._backing.published(key)
+        await self._backing.hold_whole(caller, held, asdict(carved))
+
+    async def _finish_now(self, caller: Caller, held: Reservation, carved: Carved, key: str) -> None:
+        """As `_finish`, of a part that can't be asked for again: where this fails, the part has ended."""
+        try:
+            await self._finish(caller, held, carved, key)
+        except RefusedError as error:
+            if not isinstance(error, LapsedError):
+                with contextlib.suppress(RefusedError):  # else it ends at its time, and nobody has its key
+                    await ask_control(self._control.lapse(caller.org, carved.budget_id, caller.key.key_id))
+                self._holding.record(_nothing_spent(held, self._clock.now_ms()))
+            raise away(f"the part could not be made for all of its time{_NOTHING_HELD}") from error
 
     async def _hold(
         self, caller: Caller, budget_id: str, body: DelegateBody, pins: Mapping[str, str], once: Once | None
@@ -184,7 +172,7 @@ class Desk:
                 "one of a vendor or a model caps the part's own calls instead"
             )
             raise RefusedError(404, "not_found", message)
-        hold_ms = span.end_ms - now_ms + _SETTLE_MS
+        hold_ms = min(FIRST_HOLD_MS, span.end_ms - now_ms + SETTLE_MS)
         reservation_id = f"{parts.RESERVATION_PREFIX}{ulid}"
         held = await self._holding.hold(caller, facts, parse_usd(body.amount_usd), reservation_id, hold_ms)
         if isinstance(held, Reservation):
@@ -199,17 +187,9 @@ class Desk:
         """
         if once is None:
             self._holding.record(_nothing_spent(held, self._clock.now_ms()))
-            return away("control is away, and a part needs a key; nothing is held. Try again in a moment")
+            return away(f"control is away, and a part needs a key{_NOTHING_HELD}")
         await quietly(self._history.carved(once.part_id, held))
         return away(f"control is away, and a part needs a key{_STAYS_HELD}")
-
-    async def _ask_control(self, deed: Awaitable[_A]) -> _A:
-        try:
-            return await deed
-        except DeclinedError as error:
-            raise _refused(error) from error
-        except UnavailableError as error:
-            raise away("control is away; try again in a moment") from error
 
     async def find(self, caller: Caller, budget_id: str) -> Told:
         """Where a part stands."""
@@ -248,7 +228,7 @@ class Desk:
             past = await self._history.find(caller.org, outer, caller.credentials)
             ended = await self._control.end(caller.org, budget_id, caller.key.key_id)
         except DeclinedError as error:
-            raise _refused(error) from error
+            raise refused(error) from error
         except UnavailableError as error:
             raise away(f"the part can't be ended right now; it ends by itself at its time: {error}") from error
         await self._settle_soon(caller, past)
@@ -267,18 +247,14 @@ class Desk:
         if past is not None and isinstance(past.first, Reservation) and past.settlement is None:
             with contextlib.suppress(RefusedError):
                 held_nano = past.first.held_nano
-                await self._holding.resize(caller, past.first, held_nano, _SETTLE_MS, is_growing=False)
+                await self._holding.resize(caller, past.first, held_nano, SETTLE_MS, is_growing=False)
 
     async def _known(self, caller: Caller, budget_id: str) -> Mapping[str, Any]:
-        known = await self._ask_control(self._control.find(caller.org, budget_id))
+        known = await ask_control(self._control.find(caller.org, budget_id))
         mine = known is not None and caller.key.key_id in (known["key_id"], known["made_by"])
         if known is None or not (mine or caller.is_admin):
             raise RefusedError(404, "not_found", f"there is no delegated budget {budget_id[:80]!r} of this key's")
         return known
-
-
-def _refused(error: DeclinedError, more: str = "") -> RefusedError:
-    return RefusedError(error.status, error.code, f"{error}{more}")
 
 
 def _pins(caller: Caller, body: DelegateBody) -> dict[str, str]:
@@ -335,7 +311,7 @@ def _nothing_spent(held: Reservation, now_ms: int) -> Settlement:
     )
 
 
-def _carved(caller: Caller, budget_id: str, pins: Mapping[str, str], held: Reservation, once: Once | None) -> Carved:
+def _carved(caller: Caller, budget_id: str, pins: Mapping[str, str], held: Reservation) -> Carved:
     part = parts.part_of(held.facts)
     assert part is not None, "it is a part that is held"
     assert isinstance(part.span, CalendarSpan), "a part has a window from when it was made to its end"
@@ -351,8 +327,6 @@ def _carved(caller: Caller, budget_id: str, pins: Mapping[str, str], held: Reser
         ends_ms=part.span.end_ms,
         pins=pins,
         made_by=caller.identity.key_id,
-        request_hash="" if once is None else once.request_hash,
-        key="" if once is None else parts.part_key(caller.secret, part.budget_id),
     )
 
 

@@ -56,7 +56,7 @@ async def alone(history: History, org: str, asked: Once | None) -> AsyncIterator
     try:
         yield
     finally:
-        await quietly(history.drop(org, asked.part_id))
+        await quietly(history.drop(org, asked.part_id, asked.request_hash))
 
 
 def other_body(asked: Once) -> RefusedError:

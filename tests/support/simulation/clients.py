@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -76,11 +75,11 @@ class Clients:
         world.trace("told", asked.name, client.status, fields.get("error", ""))
         told = Told(asked, client.status, fields)
         self.told.append(told)
+        if told.status == 401 and world.control.is_live(bearer):
+            world.problem("BU-9", f"{asked.name}: the key of a part that lives was called unknown")
         return told
 
-    async def _until_decided(
-        self, asked: Asked, bearer: str, headers: Headers, *, tries: int = _TRIES, also: Sequence[int] = ()
-    ) -> Told | None:
+    async def _until_decided(self, asked: Asked, bearer: str, headers: Headers, *, tries: int = _TRIES) -> Told | None:
         """The answer that decides, or another that asking again does not change; None when there was none."""
         for number in range(tries):
             told = await self._ask(asked, bearer, headers)
@@ -88,7 +87,7 @@ class Clients:
                 if asked.is_repeatable:
                     self._decided.setdefault(asked, (bearer, headers))
                 return told
-            if told is not None and told.status not in (503, *also):
+            if told is not None and told.status != 503:
                 return told
             await asyncio.sleep(self._rng.uniform(0, 0.5 * (number + 1)))
         return None
@@ -146,8 +145,7 @@ class Clients:
         path = f"{BUDGETS}/{carving.budget_id}/delegate"
         asked = Asked(carving.name, "delegate", path, json.dumps(body), carving.key)
         keyed = headers if carving.key is None else (*headers, ("idempotency-key", carving.key))
-        # A part's own key may not be known everywhere yet.
-        told = await self._until_decided(asked, bearer, keyed, tries=_CARVED_AT_MOST, also=(401,))
+        told = await self._until_decided(asked, bearer, keyed, tries=_CARVED_AT_MOST)
         if told is None or told.status != 201:
             return
         key, part_id = told.fields["key"], told.fields["budget_id"]

@@ -57,6 +57,11 @@ class SimControl:
                 revoked.append(each["key_hash"])
         return live, revoked
 
+    def is_live(self, key: str) -> bool:
+        """Whether a key is that of a part which has not ended."""
+        key_hash = hash_key(key, PEPPER)
+        return any(each["key_hash"] == key_hash and each["ended_ms"] is None for each in self.kept.values())
+
     def answer(self, method: str, path: str, body: bytes) -> Told:
         """One request to the internal API, at one instant."""
         budget_id, _, deed = path.partition("/")
@@ -65,6 +70,9 @@ class SimControl:
         known = self.kept.get(budget_id)
         if known is None:
             return 404, {"error": "not_found", "message": "there is none"}
+        if deed == "lapse" and known["ended_ms"] is None:
+            self._end([budget_id])
+            known["has_lapsed"] = True
         if deed == "end":
             below = self._below(budget_id)
             self._end(below)
@@ -100,6 +108,7 @@ class SimControl:
             "key_id": key_of(budget_id),
             "key_hash": hash_key(key, PEPPER),
             "ended_ms": None,
+            "has_lapsed": False,
         }
         self._world.trace("delegated", budget_id, asked["limit_nano"], *asked["covers"])
         self.publish_soon.set()

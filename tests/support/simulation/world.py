@@ -24,6 +24,7 @@ from tests.support.gateway import CHAT_PATH
 from tests.support.history import TOPICS
 from tests.support.memory_log import MemoryLog
 from tests.support.simulation import seams
+from tests.support.simulation.backfills import add_new_budgets
 from tests.support.simulation.clients import Clients
 from tests.support.simulation.control import SimControl
 from tests.support.simulation.errands import Errands, add_errands
@@ -201,6 +202,8 @@ class World:
             await app(scope_of(CHAT_PATH, headers), client.receive, client.send)
             self.statuses.append(client.status)
             self.trace("answered", process.name, client.status)
+            if client.status == 401 and bearer is not None and self.control.is_live(bearer):
+                self.problem("BU-9", "the key of a part that lives was called unknown")
 
         self.trace("called", process.name, call.org, call.max_tokens, "stream" if call.stream else "whole")
         self.serve(process, serve(), "call")
@@ -303,13 +306,24 @@ def tidy() -> Iterator[None]:
             gc.enable()
 
 
-def simulate(seed: int, keep_trace: bool = False, *, with_rollbacks: bool = False, is_plain: bool = False) -> World:
-    """Runs a seed, within `tidy`. A plain one has calls alone, and so has one with rollbacks."""
+def simulate(
+    seed: int,
+    keep_trace: bool = False,
+    *,
+    with_rollbacks: bool = False,
+    is_plain: bool = False,
+    with_backfills: bool = False,
+) -> World:
+    """Runs a seed, within `tidy`. A plain one has calls alone, and so has one with rollbacks, or with backfills: in that
+    one budgets are made in the midst of calls."""
     global _runs
     _runs += 1
     if _runs % 16 == 0:
         gc.collect()
-    plan = draw(seed, with_rollbacks=with_rollbacks)
-    world = World(plan, Errands() if with_rollbacks or is_plain else add_errands(plan), keep_trace)
+    plan = draw(seed, with_rollbacks=with_rollbacks, is_plain=is_plain)
+    if with_backfills:
+        add_new_budgets(plan)
+    has_errands = not (with_rollbacks or is_plain or with_backfills)
+    world = World(plan, add_errands(plan) if has_errands else Errands(), keep_trace)
     world.run()
     return world
