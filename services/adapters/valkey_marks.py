@@ -55,7 +55,8 @@ class ValkeyMarks:
 
     async def backfill(self, org: str, fill: Backfill) -> bool:
         """See the port."""
-        call = Call(org, [org_key(org, "epoch"), org_key(org, MARKS)], [fill.token, org_key(org, "")])
+        known = "-" if fill.known is None else f"={fill.known}"
+        call = Call(org, [org_key(org, "epoch"), org_key(org, MARKS)], [fill.token, org_key(org, ""), known])
         for (topic, partition), fence in fill.fences.items():
             call.add("fence", call.number(_fence(TopicPartition(topic, partition))), fence)
         for (budget_id, window), spent_nano in fill.spent_nano.items():

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -99,8 +99,8 @@ class Backfiller:
         if config.pending.since and (await self._hot.epochs([org]))[org] is None:
             return  # its rebuild does it
         try:
-            if config.pending.since:
-                await self.fill(org, config)
+            if config.pending.since and not await self.fill(org, config):
+                return
             await self._alarm(org, _unusable(config))
         except UnavailableError as error:
             await self._alarm(org, f"what new budgets already have spent can't be found out yet: {error}")
@@ -108,8 +108,12 @@ class Backfiller:
         await self._thresholds.look_at_current(org)
         self._waiting.discard(org)
 
-    async def fill(self, org: str, config: OrgConfig) -> None:
-        """Backfills the org's pending budgets. Raises `UnavailableError`, nothing changed."""
+    async def fill(self, org: str, config: OrgConfig) -> bool:
+        """Backfills the org's pending budgets. Raises `UnavailableError`, nothing changed.
+
+        False, and nothing is changed, when another process has changed the marks since `config` was read: it may have
+        backfilled budgets that are not in it. All is to be read anew.
+        """
         began_s = time.monotonic()
         now_ms = await self._hot.now_ms()
         known = await self._ledger.org_image(org)
@@ -121,21 +125,26 @@ class Backfiller:
         deadline_s = time.monotonic() + FOLD_PATIENCE_S
         while True:
             async with standing:
-                if await self._write(org, replay, held, config):
-                    break
+                outcome = await self._write(org, replay, held, config)
+            if outcome != "again":
+                break
             if time.monotonic() > deadline_s:
                 raise UnavailableError("the fold is behind the ledger")
             await self._patience.pause(PAUSE_S)
             standing = self._folder.turn
         self._configs.forget(org)
+        if outcome == "overtaken":
+            return False
         _log.info("backfilled", org=org, budgets=len(config.pending.since), took_s=round(time.monotonic() - began_s, 3))
+        return True
 
     async def _prepare(self, org: str, held: HeldBackfills, config: OrgConfig) -> None:
         """Has open holds held already, some at a time: no reservation waits for long, and the last step is short."""
         missing = list((await self._missing(org, held)).items())
         for first in range(0, len(missing), HELD_AT_ONCE):
             some = dict(missing[first : first + HELD_AT_ONCE])
-            await self._hot.backfill(org, Backfill({}, {}, config.pending.since, "", holds=some))
+            fill = Backfill({}, {}, config.pending.since, "", holds=some, known=config.token)
+            await self._hot.backfill(org, fill)
 
     async def _missing(self, org: str, held: HeldBackfills) -> dict[str, HeldBackfill]:
         holds = list((await self._hot.open_holds(org)).items())
@@ -145,18 +154,22 @@ class Backfiller:
             await asyncio.sleep(0)  # deciding is computing: the fold must have its turn
         return missing
 
-    async def _write(self, org: str, replay: Replay, held: HeldBackfills, config: OrgConfig) -> bool:
+    async def _write(
+        self, org: str, replay: Replay, held: HeldBackfills, config: OrgConfig
+    ) -> Literal["done", "again", "overtaken"]:
         # In this order: all that a partition's fence has passed is in the org, so the org's own fence, read later, is
         # either beyond it or has nothing of the org between.
         passed = await self._hot.fold_fences(self._places)
         marks = await self._hot.marks(org, self._all_places)
         again = await self._hot.fold_fences(self._places)
+        if marks.token != config.token:
+            return "overtaken"
         if any((again[each] or 0) < (passed[each] or 0) for each in self._places):
-            return False  # the server has lost its last writes in between: the two are not of one state
+            return "again"  # the server has lost its last writes in between: the two are not of one state
         fences, pending = marks.fences, config.pending
         ends = {each: max(passed[each] or 0, fences[each.topic, each.partition]) for each in self._places}
         if any(replay.start(place) > end for place, end in ends.items()):
-            return False
+            return "again"
         try:
             await self._rebuilder.fold_tail({org: replay}, ends)
         except OffsetGapError as error:  # the fold itself may well go on
@@ -166,7 +179,8 @@ class Backfiller:
         gone = tuple(marks.filled.keys() - config.budgets.keys())
         # A hold that is made or changed from here on has an event that is folded after this, or the fences have moved.
         holds = await self._missing(org, held)
-        return await self._hot.backfill(org, Backfill(fences, spent, pending.since, self._new_token(), gone, holds))
+        fill = Backfill(fences, spent, pending.since, self._new_token(), gone, holds, known=config.token)
+        return "done" if await self._hot.backfill(org, fill) else "again"
 
     async def _alarm(self, org: str, text: str | None) -> None:
         name = _ALARM.format(org)

@@ -89,10 +89,10 @@ class Caretaker:
         if not gone or not config.version or config.token != marks.token:
             return
         # The token is another one then, as after every change of the marks, and whoever folds by them reads them again.
-        fill = Backfill(fences={}, spent_nano={}, filled={}, token=self._new_token(), gone=tuple(gone))
-        await self._hot.backfill(org, fill)
+        fill = Backfill({}, {}, {}, self._new_token(), tuple(gone), known=marks.token)
+        if await self._hot.backfill(org, fill):
+            _log.info("marks_dropped", org=org, budgets=len(gone))
         self._configs.forget(org)
-        _log.info("marks_dropped", org=org, budgets=len(gone))
 
     async def _see_to_endless(self, org: str, keys: Sequence[Endless]) -> None:
         lasting = _lasting((await self._configs.of(org)).budgets.values())

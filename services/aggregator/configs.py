@@ -17,6 +17,10 @@ LARGE_BYTES: Final = 200_000
 _NOTHING: Final = ImpliedBudgets(())
 
 
+class NotPublishedError(UnavailableError):
+    """What control had published of an org is lost, and not there again yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class OrgConfig:
     """An org's budgets by id, as of configuration `version` (0: none is published).
@@ -67,9 +71,22 @@ class Configs:
         return config
 
     async def implied(self, org: str) -> ImpliedBudgets:
-        """All budgets that calls of earlier configurations are charged to, as published now. For a rebuild."""
+        """All budgets that calls of earlier configurations are charged to, as published now. For a rebuild.
+
+        None of an org that was never published. Raises `NotPublishedError` while that can't be told from one whose
+        budgets are lost: with them unknown, its caps would be checked without their past.
+        """
+        before = (await self._directory.pulse()).generation
         body = await self._directory.snapshot(org)
-        return _NOTHING if body is None else ImpliedBudgets(decode_snapshot(body).budgets, self._expressions)
+        if body is None:
+            # Once a bare state has a generation, all orgs are there, and listed or being so. It is another generation
+            # if the state was lost while this was asked. Of a cluster one server may have lost its orgs, which are
+            # listed on another.
+            is_listed = org in await self._directory.orgs()
+            if is_listed or before is None or (await self._directory.pulse()).generation != before:
+                raise NotPublishedError(f"org {org} can't be rebuilt: control has yet to publish it again")
+            return _NOTHING
+        return ImpliedBudgets(decode_snapshot(body).budgets, self._expressions)
 
     def forget(self, org: str) -> None:
         """Reads the org's configuration and marks anew when they are asked for next."""

@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from services.aggregator.configs import Configs
+from services.aggregator.configs import Configs, NotPublishedError
 from services.aggregator.fences import Fences
 from services.aggregator.observe import Observer
 from services.aggregator.reading import folded_places, reading
@@ -138,7 +138,8 @@ class Rebuilder:
         """Rebuilds those of `orgs` that are cold; gateways refuse their calls meanwhile.
 
         Raises `UnavailableError`, the orgs still cold, when an outside system is away, and `OffsetGapError` when ledger
-        and log together do not hold the whole history.
+        and log together do not hold the whole history. Raises `NotPublishedError` when the budgets of some are lost
+        until control publishes them again: these stay cold, and all others are rebuilt.
         """
         async with self._lock:
             epochs = await self._hot.epochs(orgs)
@@ -147,14 +148,16 @@ class Rebuilder:
                 return
             await self._fences.keep()
             now_ms = await self._hot.now_ms()
-            replays = {org: await self._replay(org, now_ms) for org in cold}
+            replays, waiting = await self._replays(cold, now_ms)
             # The ends are read last: past what the ledger knew, and past all that was folded while the orgs were cold.
             ends = await self._event_log.end_offsets(await folded_places(self._event_log))
             await self.fold_tail(replays, ends)
-            loaded = [org for org in cold if await self._load(org, replays[org], ends)]
+            loaded = [org for org, replay in replays.items() if await self._load(org, replay, ends)]
             if loaded:
                 self._observer.rebuilt(len(loaded))
                 _log.info("rebuilt", orgs=len(loaded))
+            if waiting is not None:
+                raise waiting
 
     async def _load(self, org: str, replay: Replay, ends: Mapping[TopicPartition, int]) -> bool:
         try:
@@ -163,11 +166,23 @@ class Rebuilder:
             if self._thresholds is not None:
                 self._thresholds.rebuilt(org, replay.charged)
 
+    async def _replays(self, orgs: Sequence[str], now_ms: int) -> tuple[dict[str, Replay], NotPublishedError | None]:
+        """Those of the orgs that are published, and why the others are not among them."""
+        replays: dict[str, Replay] = {}
+        waiting: NotPublishedError | None = None
+        for org in orgs:
+            try:
+                replays[org] = await self._replay(org, now_ms)
+            except NotPublishedError as error:
+                waiting = error
+        return replays, waiting
+
     async def _replay(self, org: str, now_ms: int) -> Replay:
+        # Asked first: while control is away, the ledger is not bothered again and again.
+        implied = None if self._configs is None else await self._configs.implied(org)
         known = await self._ledger.org_image(org)
-        if self._configs is None:
+        if implied is None:
             return Replay(known, now_ms)
-        implied = await self._configs.implied(org)
         return Replay(known, now_ms, implied, await implied_nano(self._ledger, org, known, implied, now_ms))
 
     async def fold_tail(self, replays: Mapping[str, Replay], ends: Mapping[TopicPartition, int]) -> None:
@@ -175,6 +190,8 @@ class Rebuilder:
 
         Raises as `rebuild` does.
         """
+        if not replays:
+            return
         position = {place: min(replay.start(place) for replay in replays.values()) for place in ends}
         for place, start in position.items():
             if start > ends[place]:

@@ -134,10 +134,12 @@ def load(state: OrgState, image: OrgImage, epoch: str, now_ms: int) -> bool:
 def backfill(state: OrgState, fill: Backfill, now_ms: int) -> bool:
     """Sets what the windows of some budgets have spent, and marks these; twin of ``backfill.lua``.
 
-    False, changing nothing, when the org is cold or its fences are others than those that `fill` is as of; or when it
-    would prepare what is done.
+    False, changing nothing, when the org is cold, or its fences or marks are others than those that `fill` is as of; or
+    when it would prepare what is done.
     """
     if state.epoch is None or any(state.fences.get(place, 0) != fence for place, fence in fill.fences.items()):
+        return False
+    if fill.known is not None and fill.known != state.marks:
         return False
     if not fill.token and any(state.filled.get(name, 0) >= version for name, version in fill.filled.items()):
         return False

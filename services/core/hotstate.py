@@ -191,7 +191,8 @@ class Refused:
     """Nothing was held; `exhausted` are the budgets that lack room for what was asked first, tightest first.
 
     Those whose rule is ``parent`` or ``pass`` are not among them. `room_at_ms` is when all of them have room, if
-    nothing more is spent and what others hold comes free, which may be any time; None when waiting brings no room.
+    nothing more is spent and what others hold comes free, which may be any time; None when waiting brings no room. A
+    rolling window's `resets_at_ms` is when it has room in the same sense.
     """
 
     config_version: int
@@ -307,6 +308,9 @@ class Backfill:
     budgets before gives way to it. `filled` are the marks to set, `token` their new token; `gone` are the marks of
     budgets that are no more. Without a token it only prepares: nothing is marked, and nothing is done when one of
     `filled` is marked already. To hold too much for a while is the safe side.
+
+    `known` is the token of the marks that all this was decided by: once they are others, another process knows of
+    budgets that this one may not, and nothing is done. None: nobody asks.
     """
 
     fences: Mapping[tuple[str, int], int]
@@ -315,6 +319,7 @@ class Backfill:
     token: str
     gone: tuple[str, ...] = ()
     holds: Mapping[str, HeldBackfill] = field(default_factory=dict)
+    known: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,11 +46,15 @@ class UnknownPast:
 class Pasts:
     """Of the budgets in one view of an org, those that refuse calls and whose past is not known yet, by id: `unknown`.
 
-    There are none most of the time. Ask so before anything else: it is the only cost to a call.
+    There are none most of the time. Ask so before anything else: it is the only cost to a call. `since` are all that
+    have a past (`pasts_to_know`).
     """
 
-    def __init__(self, hot_state: HotState, org: str, unknown: Mapping[str, UnknownPast]) -> None:
+    def __init__(
+        self, hot_state: HotState, org: str, since: Mapping[str, int], unknown: Mapping[str, UnknownPast]
+    ) -> None:
         self.unknown: Final = dict(unknown)
+        self._since = since
         self._hot_state = hot_state
         self._org = org
         self._wanted: dict[str, None] = {}
@@ -76,6 +80,13 @@ class Pasts:
                 is_overtaken = marks.get(budget_id, 0) > past.since_version
                 if is_overtaken or time.monotonic() >= past.patience_ends_s:
                     raise past_unknown(each.budget_id, each.scope)
+
+    def doubt(self) -> None:
+        """No past is known any more: the hot state may have lost marks that were seen. What is there is found again."""
+        if len(self.unknown) < len(self._since):
+            patience_ends_s = time.monotonic() + PATIENCE_S
+            for budget_id, version in self._since.items():
+                self.unknown.setdefault(budget_id, UnknownPast(version, patience_ends_s))
 
     async def look(self) -> None:
         """Looks for unknown pasts now. Raises `UnavailableError`."""
@@ -137,4 +148,4 @@ async def find_pasts(hot_state: HotState, org: str, since: Mapping[str, int], be
             if known is None or known.since_version != version:
                 known = UnknownPast(version, patience_ends_s)
             unknown[budget_id] = known
-    return Pasts(hot_state, org, unknown)
+    return Pasts(hot_state, org, since, unknown)

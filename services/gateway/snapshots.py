@@ -12,7 +12,7 @@ import structlog
 
 from services.core.catalog import Catalog, CatalogError, decode_catalog
 from services.core.matching import BudgetIndex, Expressions
-from services.core.ports import Directory, HotState, UnavailableError
+from services.core.ports import Directory, HotState, Pulse, UnavailableError
 from services.core.pricebook import PriceBook
 from services.core.snapshot import Snapshot, decode_snapshot
 from services.gateway.pasts import Pasts, find_pasts, pasts_to_know
@@ -90,6 +90,8 @@ class Snapshots:
         # The orgs with budgets whose past is looked for, the one that has waited longest first.
         self._unknown: dict[str, None] = {}
         self._unreadable: dict[str, int] = {}
+        # The last look has failed: who answers next may have lost what was written last.
+        self._has_failed = False
         self._generation: int | None = None
         self._outdated = True
         self._seen_s: float | None = None
@@ -161,7 +163,7 @@ class Snapshots:
     async def poll(self) -> None:
         """Looks once for changes and takes them in; raises `UnavailableError`."""
         self._wake.clear()
-        pulse = await self._directory.pulse()
+        pulse = await self._pulse()
         self._seen_s = time.monotonic()
         self._clock.learn(pulse.now_ms)
         self._control_ms = pulse.control_seen_ms or self._control_ms
@@ -174,6 +176,21 @@ class Snapshots:
         self._note_current()
         if self._unknown:
             await self._look_for_pasts()
+
+    async def _pulse(self) -> Pulse:
+        """The pulse. Where the hot state may have lost something, no past is taken to be known any more."""
+        try:
+            pulse = await self._directory.pulse()
+        except UnavailableError:
+            self._has_failed = True
+            raise
+        if self._has_failed or pulse.generation is None or pulse.generation < (self._generation or 0):
+            self._has_failed = False
+            for org, view in self._views.items():
+                view.pasts.doubt()
+                if view.pasts.unknown:
+                    self._unknown[org] = None
+        return pulse
 
     def _note_current(self) -> None:
         unread = any(

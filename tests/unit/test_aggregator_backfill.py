@@ -1,5 +1,6 @@
 """Backfilling: what stands in the way of two processes that each know another half, and what is told meanwhile."""
 
+import asyncio
 import copy
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from services.core.codec import to_message
 from services.core.events import CallFacts, Settlement, Stamped
 from services.core.hotstate import Applied, Backfill, Marks, Outdated
 from services.core.identity import Identity
-from services.core.ports import Outgoing, UnavailableError
+from services.core.ports import LedgerImage, Outgoing, UnavailableError
 from services.core.snapshot import Snapshot, encode_snapshot
 from services.core.windows import CalendarWindow, RollingWindow, Window, span_at
 from tests.support.aggregation import NOW_MS, World
@@ -326,3 +327,104 @@ async def test_marks_of_a_forgotten_org_are_checked_too(world: World, monkeypatc
     assert world.state().filled == {"bud_new": 2}
     assert await parts.configs.check_marks() == ["default"], "it was forgotten when its marks were set"
     assert await parts.configs.check_marks() == []
+
+
+OTHER = replace(NEW, budget_id="bud_other", since_version=3)
+REWINDOWED = replace(NEW, window=HOUR, since_version=3)
+
+
+class Held:
+    """Holds the first question to a world's ledger up, until it is let go."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+        self._real = world.ledger.org_image
+        monkeypatch.setattr(world.ledger, "org_image", self._org_image)
+
+    async def _org_image(self, org: str) -> LedgerImage:
+        if not self.asked.is_set():
+            self.asked.set()
+            await self.go.wait()
+        return await self._real(org)
+
+
+@pytest.mark.parametrize("later", [(NEW, OTHER), (REWINDOWED,)], ids=["made", "rewindowed"])
+async def test_a_slow_backfill_takes_nothing_back_of_a_newer_one(
+    world: World, caller: Caller, monkeypatch: pytest.MonkeyPatch, later: tuple[Budget, ...]
+) -> None:
+    await world.publish(caller.settlement(100))
+    slow, quick = world.parts(), world.parts()
+    await slow.fold_all()
+    await publish(world, 2, NEW)
+    held = Held(world, monkeypatch)
+    filling = asyncio.create_task(slow.backfiller.backfill())
+    await held.asked.wait()
+    await publish(world, 3, *later)
+    await quick.backfiller.backfill()
+    marks = (world.state().filled.copy(), world.state().marks)
+    assert marks[0] == {each.budget_id: each.since_version for each in later}
+    held.go.set()
+    await filling
+    assert (world.state().filled, world.state().marks) == marks
+    await world.publish(caller.settlement(20))
+    await quick.fold_all()
+    await slow.backfiller.backfill()
+    assert (world.state().filled, world.state().marks) == marks, "nothing was left to be done"
+    rings = [ring.total_nano for ring in world.state().rings.values()]
+    assert (rings or [spent(world, each) for each in later]) == [120] * len(later)
+    assert world.store.alarms == {}
+
+
+async def test_what_a_slow_backfill_was_for_is_done_by_its_next_look(
+    world: World, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read the marks in between of two changes, and the other process has done the first half only."""
+    await world.publish(caller.settlement(100))
+    slow, quick = world.parts(), world.parts()
+    await slow.fold_all()
+    await publish(world, 2, NEW)
+    await quick.configs.of("default")
+    await publish(world, 3, NEW, OTHER)
+    held = Held(world, monkeypatch)
+    filling = asyncio.create_task(slow.backfiller.backfill())
+    await held.asked.wait()
+    assert await quick.backfiller.fill("default", await quick.configs.of("default"))
+    assert world.state().filled == {"bud_new": 2}
+    held.go.set()
+    await filling
+    assert world.state().filled == {"bud_new": 2}
+    await slow.backfiller.backfill()
+    assert world.state().filled == {"bud_new": 2, "bud_other": 3}
+    assert [spent(world, each) for each in (NEW, OTHER)] == [100, 100]
+
+
+async def test_marks_that_change_in_the_last_step_of_a_backfill_refuse_it(
+    world: World, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.publish(caller.settlement(100))
+    parts = world.parts()
+    await parts.fold_all()
+    await publish(world, 2, NEW)
+    backfill = world.hot.backfill
+
+    async def beaten(org: str, fill: Backfill) -> bool:
+        if fill.token and "bud_other" not in world.state().filled:
+            await backfill(org, Backfill({}, {}, {"bud_other": 3}, "another"))
+        return await backfill(org, fill)
+
+    monkeypatch.setattr(world.hot, "backfill", beaten)
+    await parts.backfiller.backfill()
+    assert (world.state().filled, world.state().marks) == ({"bud_other": 3}, "another")
+    await publish(world, 3, NEW, OTHER)
+    await parts.backfiller.backfill()
+    assert world.state().filled == {"bud_new": 2, "bud_other": 3}
+
+
+async def test_two_processes_never_make_the_same_token(world: World) -> None:
+    """Of the world of these tests itself: else nobody here would be told that marks are outdated."""
+    await publish(world, 2, NEW)
+    await world.parts().backfiller.backfill()
+    first = world.state().marks
+    await publish(world, 3, NEW, OTHER)
+    await world.parts().backfiller.backfill()
+    assert world.state().marks != first

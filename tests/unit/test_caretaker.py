@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import pytest
+
 from services.adapters.memory_upkeep import MemoryUpkeep
 from services.adapters.topics import load_topics
 from services.aggregator import caretaker as module
@@ -174,6 +176,23 @@ async def test_the_mark_of_a_budget_that_is_new_stays() -> None:
     assert world.state().filled == {"bud_1": 1, "bud_2": 2}
     await next_round(world, caretaker)
     assert world.state().filled == {"bud_1": 1, "bud_2": 2}
+
+
+async def test_marks_that_change_while_they_are_looked_at_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that was deleted is made again by the change that another process backfills just then."""
+    world, parts = await started(budget("bud_1"), budget("bud_2"))
+    caretaker = caretaker_of(world, parts)
+    await publish(world, 2, budget("bud_1"))
+    await parts.configs.refresh()
+    backfill = world.hot.backfill
+
+    async def beaten(org: str, fill: Backfill) -> bool:
+        await backfill(org, Backfill({}, {}, {"bud_2": 3}, "another"))
+        return await backfill(org, fill)
+
+    monkeypatch.setattr(world.hot, "backfill", beaten)
+    await next_round(world, caretaker)
+    assert (world.state().filled, world.state().marks) == ({"bud_1": 1, "bud_2": 3}, "another")
 
 
 # ---- producers, and the rounds --------------------------------------------------------------------------------------

@@ -248,6 +248,7 @@ async def test_what_was_skipped_as_folded_counts_when_the_fence_is_wiped(world: 
     await world.parts().fold_all()
     await parts.folder.apply(world.settlements, world.log.messages(world.settlements))
     world.store.wipe()
+    await world.publish_org()
     await world.publish(caller.settlement("txn_9"))
     await parts.folder.apply(world.settlements, world.log.messages(world.settlements)[4:])
     assert spent(world) == 5 * 400

@@ -341,7 +341,7 @@ async def test_a_reservation_grows_by_no_figures_that_are_not_known(there: World
     assert await extend("0.50") == 503
     assert await extend("0.40") == 200, "what does not grow needs no figures"
     await set_budgets(there, replace(NEW, window=LifetimeWindow()))
-    assert await extend("0.50") == 200, "its own window is one that the budget no longer has, and whose past is known"
+    assert await extend("0.50") == 503, "it would go over to the window that the budget has now"
     await set_budgets(there, NEW)
     impatient.set("bud_new", 7)
     assert await extend("0.60") == 200
@@ -388,3 +388,10 @@ async def test_what_is_marked_when_the_configuration_is_read_is_known_from_the_s
     assert marks.asked[0] == ("bud_new", "bud_2")
     found = await find_pasts(there.hot_state, "default", {"bud_new": 7, "bud_2": 7}, None)
     assert set(found.unknown) == {"bud_2"}
+
+
+async def test_a_mark_of_another_version_makes_no_past_known(there: World, marks: Marks) -> None:
+    for version, unknown in ((6, {"bud_new"}), (7, set()), (8, {"bud_new"})):
+        marks.set("bud_new", version)
+        found = await find_pasts(there.hot_state, "default", {"bud_new": 7}, None)
+        assert set(found.unknown) == unknown, "a newer one is of yet another window"

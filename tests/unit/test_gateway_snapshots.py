@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from services.adapters.cel import Cel
 from services.adapters.memory import MemoryDirectory, MemoryHotState
 from services.core.budgets import Budget
+from services.core.hotstate import OrgImage
 from services.core.matching import Expressions
 from services.core.ports import Pulse, UnavailableError
 from services.core.windows import CalendarWindow
@@ -358,6 +359,58 @@ async def test_a_bare_hot_state_is_seen(
     await org.publish()
     await snapshots.poll()
     assert len(changes) == 2
+
+
+async def known(snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg) -> set[str]:
+    """Has the gateway know the pasts of two budgets that were new once; answers which."""
+    day = CalendarWindow("day", "UTC")
+    await org.publish(budgets=tuple(Budget(name, "org", "default", day, 1, since_version=2) for name in ("b1", "b2")))
+    directory.store.state("default").filled = {"b1": 2, "b2": 2}
+    await snapshots.poll()
+    assert (await snapshots.view("default")).pasts.unknown == {}
+    return {"b1", "b2"}
+
+
+async def test_no_past_is_known_once_the_hot_state_was_seen_bare(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg, clock: SettableClock
+) -> None:
+    budgets = await known(snapshots, directory, org)
+    view, body = await snapshots.view("default"), directory.store.snapshots["default"]
+    directory.store.wipe()
+    await snapshots.poll()
+    assert set(view.pasts.unknown) == budgets
+    await directory.publish_org("default", view.snapshot.version, body, {}, ())
+    await MemoryHotState(clock, directory.store).load("default", OrgImage({}, {}, {}, {}), "epoch-2")
+    await snapshots.poll()
+    assert await snapshots.view("default") is view, "what is published again is no news"
+    assert set(view.pasts.unknown) == budgets, "it was rebuilt without them"
+    directory.store.state("default").filled = {"b1": 2}
+    await snapshots.poll()
+    assert set(view.pasts.unknown) == {"b2"}
+
+
+@pytest.mark.parametrize("sign", ["silence", "an older generation"])
+async def test_marks_that_a_failover_has_lost_are_missed(
+    snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg, sign: str
+) -> None:
+    await known(snapshots, directory, org)
+    view = await snapshots.view("default")
+    del directory.store.state("default").filled["b2"]
+    await snapshots.poll()
+    assert view.pasts.unknown == {}, "nothing is asked for while nothing has happened"
+    if sign == "silence":
+        directory.away = True
+        with pytest.raises(UnavailableError):
+            await snapshots.poll()
+        directory.away = False
+    else:
+        assert directory.store.generation is not None
+        directory.store.generation -= 1
+    await snapshots.poll()
+    assert set(view.pasts.unknown) == {"b2"}
+    directory.store.state("default").filled["b2"] = 2
+    await snapshots.poll()
+    assert view.pasts.unknown == {}
 
 
 def test_the_clock_learns_and_does_not_follow_this_hosts_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:

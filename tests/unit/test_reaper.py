@@ -2,10 +2,12 @@
 
 import pytest
 
+from services.adapters.memory import MemoryHotState
+from services.aggregator.reaper import Reaper
 from services.core.budgets import Proposal
 from services.core.codec import decode, encode_facts
 from services.core.events import Expiry
-from services.core.hotstate import CLAIM_MS, HoldRequest, ReserveAnswer
+from services.core.hotstate import CLAIM_MS, DueHold, HoldRequest, ReserveAnswer
 from services.core.ports import UnavailableError
 from services.core.windows import parse_span
 from tests.support.aggregation import NOW_MS, World
@@ -135,3 +137,27 @@ async def test_a_hold_that_cannot_be_told_stops_no_other(world: World) -> None:
     await world.parts().reaper.reap()
     [message] = world.log.messages(world.settlements)
     assert decode(message.value).event.transaction_id == "txn_2"
+
+
+class PartlyAway(MemoryHotState):
+    """Can't be asked what is due in one org: it lies on a server of a cluster that is away."""
+
+    async def claim_due(self, org: str, limit: int) -> tuple[DueHold, ...]:
+        if org == "acme":
+            raise UnavailableError("that server is away")
+        return await super().claim_due(org, limit)
+
+
+async def test_an_org_whose_server_is_away_stops_no_other_and_is_told(world: World) -> None:
+    world.store.published.clear()
+    await world.publish_org("acme")
+    await world.publish_org()
+    assert await world.directory.orgs() == ("acme", "default")
+    await hold(world, "txn_1")
+    world.clock_ms += HOLD_MS
+    parts = world.parts()
+    reaper = Reaper(world.log, PartlyAway(lambda: world.clock_ms, world.store), world.directory, parts.told)
+    with pytest.raises(UnavailableError, match="that server is away"):
+        await reaper.reap()
+    [message] = world.log.messages(world.settlements)
+    assert decode(message.value).event.transaction_id == "txn_1"

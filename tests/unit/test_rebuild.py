@@ -57,10 +57,11 @@ async def test_an_org_without_history_comes_to_life(world: World) -> None:
     parts = world.parts()
     await parts.fences.prepare(world.places)
     await parts.rebuilder.rebuild_cold()
-    assert world.state().epoch == "epoch-1"
+    epoch = world.state().epoch
+    assert epoch is not None
     assert parts.told.rebuilds == 1
     await parts.rebuilder.rebuild_cold()
-    assert world.state().epoch == "epoch-1", "a warm org is left alone"
+    assert world.state().epoch == epoch, "a warm org is left alone"
 
 
 async def test_a_wiped_org_comes_back_as_it_was(world: World, caller: Caller) -> None:
@@ -85,6 +86,7 @@ async def test_a_batch_under_way_finds_the_org_rebuilt(world: World, caller: Cal
     await world.parts().fold_all()
     before = copy.deepcopy(figures(world.state()))
     world.store.wipe()
+    await world.publish_org()
     parts = world.parts()
     await parts.fold_all()
     assert figures(world.state()) == before

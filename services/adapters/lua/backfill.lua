@@ -1,6 +1,7 @@
 -- Twin of core.fold.backfill: sets what the windows of some budgets have spent, and marks these budgets.
 -- KEYS: epoch, marks, then the offset fences, figures and holds that the parts name by their number. ARGV: the marks' new
--- token, prefix of the org's keys, then the parts, each with its kind first:
+-- token, prefix of the org's keys, '=' and the token that the marks must have ('-': any), then the parts, each with its
+-- kind first:
 --   fence: key number, the offset it must stand at
 --   spent: key number of the figures, window, amount
 --   filled: budget id, the version it is backfilled for
@@ -8,12 +9,16 @@
 --         key number of its figures, window, its JSON
 --   gone: the id of a budget that is no more
 -- The fences come first. Without a token nothing is marked, and there are no parts but filled and held. Answers 1; or 0,
--- and nothing is changed, when the org is cold, one of its fences has moved, or what is prepared is done already.
+-- and nothing is changed, when the org is cold, its marks are others, one of its fences has moved, or what is prepared
+-- is done already.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
 end
+if ARGV[3] ~= '-' and ARGV[3] ~= '=' .. (redis.call('HGET', KEYS[2], '@token') or '') then
+  return 0
+end
 local now = now_ms()
-local at = 3
+local at = 4
 while ARGV[at] == 'fence' do
   if (redis.call('GET', KEYS[tonumber(ARGV[at + 1])]) or '0') ~= ARGV[at + 2] then
     return 0

@@ -8,6 +8,8 @@ import pytest
 from services.core.budgets import Charge
 from services.core.hotstate import (
     SESSION_IDLE_MS,
+    TOMBSTONE_MS,
+    WINDOW_GRACE_MS,
     Admitted,
     Applied,
     Backfill,
@@ -19,7 +21,7 @@ from services.core.hotstate import (
 )
 from services.core.ports import TopicPartition
 from services.core.windows import LifetimeSpan, RollingSpan, SessionSpan
-from tests.support.hot_rig import CHARGE, EMPTY, NOW_MS, ORG, PLACE, Rig, proposal, request_of, settle
+from tests.support.hot_rig import CHARGE, EMPTY, NOW_MS, ORG, PLACE, SPAN, Rig, proposal, request_of, settle
 
 HOLDS = TopicPartition("spend.reservations.v1", 0)
 RING = RollingSpan(1_000, 60, NOW_MS // 1_000)
@@ -251,3 +253,15 @@ async def test_a_session_stays_for_as_long_as_anything_is_held_in_it(rig: Rig) -
 async def test_a_fold_of_steps_without_any_goes_as_ever(rig: Rig) -> None:
     assert await rig.hot.apply(ORG, HOLDS, [step("restore", 0, 40)], 1) == Applied(1, 0)
     assert (await rig.hot.open_holds(ORG))["txn_1"].implied == ()
+
+
+@pytest.mark.parametrize("implied", [NEW, NEWER])
+async def test_an_expired_hold_is_remembered_for_as_long_as_the_longest_of_all_its_windows_counts(
+    rig: Rig, implied: Charge
+) -> None:
+    await admit(rig)
+    await backfill(rig, implied)
+    await rig.hot.apply(ORG, PLACE, [step("expire", 0, 40, implied)], 1)
+    own_ms, lifetime_ms = SPAN.end_ms + WINDOW_GRACE_MS, NOW_MS + SESSION_IDLE_MS
+    assert NOW_MS + TOMBSTONE_MS < own_ms < lifetime_ms, "a minute's ring is remembered for less than the call's own"
+    assert (await rig.state()).holds["txn_1"].forget_at_ms == (lifetime_ms if implied is NEW else own_ms)

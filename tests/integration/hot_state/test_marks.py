@@ -61,6 +61,20 @@ async def test_a_backfill_is_refused_when_the_org_is_cold_or_has_been_folded_fur
     assert replace(await rig.state(), epoch="epoch-1", loaded_at_ms=before.loaded_at_ms) == before
 
 
+async def test_a_backfill_that_was_decided_by_other_marks_is_refused(rig: Rig) -> None:
+    first = Backfill({FENCE: 0}, {}, {"bud_1": 7}, "token-1", known="")
+    assert await rig.hot.backfill(ORG, first), "by no marks, while there are none"
+    before = deepcopy(await rig.state())
+    later = Backfill({FENCE: 0}, {("bud_2", "l"): 5}, {"bud_2": 8}, "token-2", ("bud_1",))
+    for known in ("", "token-0"):
+        assert not await rig.hot.backfill(ORG, replace(later, known=known))
+        assert not await rig.hot.backfill(ORG, replace(later, known=known, token="", fences={}, gone=()))
+    assert await rig.state() == before
+    assert await rig.hot.backfill(ORG, replace(later, known="token-1"))
+    marks = await rig.hot.marks(ORG, ())
+    assert (marks.token, marks.filled) == ("token-2", {"bud_2": 8})
+
+
 async def test_steps_are_folded_under_the_marks_they_were_decided_by_alone(rig: Rig) -> None:
     assert await rig.hot.apply(ORG, PLACE, [settle(0, 5)], 1, "") == Applied(1, 0)
     await rig.hot.backfill(ORG, Backfill({FENCE: 1}, {}, {"bud_1": 7}, "token-1"))
