@@ -32,8 +32,7 @@ class MemoryAnswers:
         until_ms, answer = self._kept.get((org, name), (0, None))
         return answer if self._clock() < until_ms else None
 
-    async def drop(self, org: str, name: str) -> None:
+    async def drop(self, org: str, name: str, request_hash: str) -> None:
         """See the port."""
-        there = await self.find(org, name)
-        if there is not None and not there.status:
+        if await self.find(org, name) == Answer(request_hash):
             del self._kept[org, name]

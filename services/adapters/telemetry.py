@@ -40,6 +40,7 @@ UNDERESTIMATES = Counter(
     ["vendor", "mode"],
 )
 OUTBOX_SIZE = Gauge("farthing_outbox_events", "Events waiting to be published.")
+PENDING_RELEASES = Gauge("farthing_pending_releases", "Holds of calls that were refused, still to be taken back.")
 PUBLISHED = Counter("farthing_published_events_total", "Events the log has acknowledged.")
 PUBLISH_FAILURES = Counter("farthing_publish_failures_total", "Publications that will be tried again.")
 SNAPSHOT_AGE = Gauge(

@@ -8,10 +8,9 @@ from typing import Final
 from services.adapters.valkey_connection import HotConnection
 from services.core.answers import Answer, decode_answer, encode_answer
 
-# Forgets KEYS[1] while it is only claimed: ARGV[1] is how such a value ends.
+# Forgets KEYS[1] while it is the claim ARGV[1].
 _DROP: Final = """#!lua
-local there = redis.call('GET', KEYS[1])
-if there and string.sub(there, -string.len(ARGV[1])) == ARGV[1] then
+if redis.call('GET', KEYS[1]) == ARGV[1] then
   redis.call('DEL', KEYS[1])
 end
 """
@@ -24,7 +23,6 @@ end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return ARGV[1]
 """
-_CLAIM_END: Final = encode_answer(Answer("")).removeprefix(b'[""')
 
 
 class ValkeyAnswers:
@@ -49,9 +47,9 @@ class ValkeyAnswers:
         there = await self._connection.execute("GET", _key(org, name))
         return None if there is None else decode_answer(there)
 
-    async def drop(self, org: str, name: str) -> None:
+    async def drop(self, org: str, name: str, request_hash: str) -> None:
         """See the port."""
-        await self._connection.execute("EVAL", _DROP, 1, _key(org, name), _CLAIM_END)
+        await self._connection.execute("EVAL", _DROP, 1, _key(org, name), encode_answer(Answer(request_hash)))
 
 
 def _key(org: str, name: str) -> str:

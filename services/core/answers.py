@@ -47,8 +47,11 @@ class Answers(Protocol):
     async def find(self, org: str, name: str) -> Answer | None:
         """What is kept under a name. Raises `UnavailableError`."""
 
-    async def drop(self, org: str, name: str) -> None:
-        """Forgets a claim whose deed was not done; what is answered stays. Raises `UnavailableError`."""
+    async def drop(self, org: str, name: str, request_hash: str) -> None:
+        """Forgets that request's claim, whose deed is at its end; what is answered stays. Raises `UnavailableError`.
+
+        So does another's claim: who was too slow takes none from whoever has come after it.
+        """
 
 
 def encode_answer(answer: Answer) -> bytes:

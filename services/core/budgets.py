@@ -113,7 +113,11 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a budget's current window has spent and holds. `resets_at_ms` is None for one that has no end."""
+    """What a budget's current window has spent and holds.
+
+    `resets_at_ms` is when all that is spent by now has left the window, in a refusal (`hotstate.Refused`) when enough
+    has. None for one that has no end, and in a refusal by a rolling window that waiting brings no room in.
+    """
 
     budget_id: str
     scope: str

@@ -6,12 +6,12 @@ evaluated one by one.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from services.core.budgets import EACH, MAX_BUDGETS_PER_CALL, MAX_DEPTH, SCOPE_KINDS, Budget, Proposal
+from services.core.budgets import EACH, MAX_BUDGETS_PER_CALL, MAX_DEPTH, SCOPE_KINDS, Budget, FullRule, Proposal
 from services.core.events import CallFacts
 from services.core.parts import ROUTE as PART_ROUTE
 from services.core.windows import SessionWindow, span_at
@@ -216,17 +216,50 @@ def proposals_for(matching: Matching, session: str | None, now_ms: int) -> tuple
 
     `session` may be None only where no budget asks for one (`asks_for_session`).
     """
+    seen = [each for each in matching.applicable if session is not None or _sees_all(each.budget)]
+    by_id = {each.budget_id: each.budget for each in matching.applicable}
+    paying = paying_ids((each.budget_id, each.budget) for each in seen)
     return tuple(
         Proposal(
             each.budget_id,
             each.scope,
             span_at(each.budget.window, now_ms, session),
             limit_at(each.budget, now_ms),
-            each.budget.full_rule,
+            rule_beside(each.budget, paying, by_id.get),
         )
-        for each in matching.applicable
-        if session is not None or not isinstance(each.budget.window, SessionWindow)
+        for each in seen
     )
+
+
+def paying_ids(charged: Iterable[tuple[str, Budget | None]]) -> set[str]:
+    """Whose money is held by a call that is charged to these ids: they, and all that parts among them cover (BU-9)."""
+    paying: set[str] = set()
+    for budget_id, budget in charged:
+        paying.add(budget_id)
+        if budget is not None:
+            paying.update(budget.covers)
+    return paying
+
+
+def rule_beside(budget: Budget, paying: Collection[str], find: Callable[[str], Budget | None]) -> FullRule:
+    """What becomes of a call that a budget has no room for and that `paying` (`paying_ids`) hold, too.
+
+    A fallback child lets those above it pay only where one of them does. Without any it blocks: what it let pass would
+    be charged to nobody. `find` knows the budgets above it, as far as there are any.
+    """
+    if budget.full_rule != "parent":
+        return budget.full_rule
+    above: Budget | None = budget
+    while above is not None and above.parent_id is not None:
+        if above.parent_id in paying:
+            return "parent"
+        above = find(above.parent_id)
+    return "block"
+
+
+def _sees_all(budget: Budget) -> bool:
+    """Whether a budget sees calls that name no session."""
+    return not isinstance(budget.window, SessionWindow)
 
 
 def asks_for_session(matching: Matching) -> Applicable | None:

@@ -199,8 +199,19 @@ def charged(proposals: Iterable[Proposal], charges: Iterable[Charge]) -> list[Pr
 def refusal(
     config_version: int, now_ms: int, amount_nano: int, lacking: Sequence[Lacking], buckets: Mapping[str, Buckets]
 ) -> Refused:
-    """The refusal of `amount_nano` by these budgets; `buckets` are those of their rings, by budget id."""
-    exhausted = sorted((each for _, each in lacking), key=lambda each: (each.remaining_nano, each.budget_id))
+    """The refusal of `amount_nano` by these budgets; `buckets` are those of their rings, by budget id.
+
+    A rolling one resets when enough of what it has spent has left it, not when all has.
+    """
+    standings = []
+    for proposal, each in lacking:
+        if isinstance(proposal.span, RollingSpan):
+            ring = buckets.get(proposal.budget_id, {})
+            at_ms = _turns_at_ms(proposal.span, each, ring, amount_nano, now_ms)
+            standings.append(replace(each, resets_at_ms=at_ms))
+        else:
+            standings.append(each)
+    exhausted = sorted(standings, key=lambda each: (each.remaining_nano, each.budget_id))
     return Refused(config_version, now_ms, tuple(exhausted), room_at_ms(lacking, buckets, amount_nano, now_ms))
 
 

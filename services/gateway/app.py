@@ -36,8 +36,8 @@ log = structlog.get_logger()
 
 _FATAL_EXIT: Final = 70
 _BACKLOG: Final = 2048
-# How long calls in flight, then jobs' settlements, then the outbox may take at the end; a supervisor waits ten seconds
-# before it kills.
+# How long calls in flight, then jobs' settlements and holds to be taken back, then the outbox may take at the end; a
+# supervisor waits ten seconds before it kills.
 _FINISH_S: Final = 5
 _JOBS_S: Final = 2.0
 _DRAIN_S: Final = 2.0
@@ -146,7 +146,7 @@ async def _run_until_stopped(
         # No more jobs are begun; what is settled now must be in the outbox before the outbox is emptied.
         looking.cancel()
         await asyncio.wait({looking}, timeout=_JOBS_S)
-        await assembly.finish_jobs(_JOBS_S)
+        await asyncio.gather(assembly.finish_jobs(_JOBS_S), assembly.releases.finish(_JOBS_S))
         if not await publisher.drain(_DRAIN_S):
             log.warning(
                 "outbox_not_empty", events=outbox.size(), reason="the log did not take them in time; they are kept"
@@ -190,6 +190,7 @@ async def _publish(event_log: EventLog, publisher: Publisher) -> None:
 async def _keep_gauges(outbox: SqliteOutbox, assembly: Assembly) -> None:
     while True:
         telemetry.OUTBOX_SIZE.set(outbox.size())
+        telemetry.PENDING_RELEASES.set(assembly.releases.pending)
         age_s = assembly.snapshots.age_s()
         if age_s is not None:
             telemetry.SNAPSHOT_AGE.set(age_s)

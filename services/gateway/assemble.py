@@ -37,6 +37,7 @@ from services.gateway.move import Mover
 from services.gateway.observe import NoObserver, Observer, PassOn, Tracing
 from services.gateway.record import Recorder
 from services.gateway.relay import Relay
+from services.gateway.releasing import Releases
 from services.gateway.renew import LiveHolds
 from services.gateway.reservations.book import Book
 from services.gateway.reservations.holding import Holding
@@ -105,6 +106,7 @@ class Assembly:
     keeper: Keeper
     watch: Watch
     holds: LiveHolds
+    releases: Releases
 
     async def finish_jobs(self, timeout_s: float) -> None:
         """Waits for jobs that are being kept or settled, once no more calls are served."""
@@ -122,10 +124,11 @@ def assemble(ports: Ports, options: Options) -> Assembly:
     )
     connector = Connector(ports.open_sealed, options.sandbox_url, options.default_vendor, prefix)
     calibration = Calibration()
+    releases = Releases(ports.hot_state)
     admitter = Admitter(
         snapshots=snapshots,
         clock=clock,
-        holder=Holder(ports.hot_state, clock, snapshots),
+        holder=Holder(ports.hot_state, clock, snapshots, releases),
         outbox=ports.outbox,
         tracing=ports.tracing,
         connector=connector,
@@ -180,8 +183,8 @@ def assemble(ports: Ports, options: Options) -> Assembly:
         fetcher=fetcher,
         interval_s=options.job_poll_interval_s,
     )
-    app = Gateway(_surface(ports, options, table, calls, authenticator, snapshots, clock))
-    return Assembly(app, snapshots, admitter, poller, keeper, watch, holds)
+    app = Gateway(_surface(ports, options, table, calls, authenticator, snapshots, clock, releases))
+    return Assembly(app, snapshots, admitter, poller, keeper, watch, holds, releases)
 
 
 def _surface(
@@ -192,11 +195,11 @@ def _surface(
     authenticator: Authenticator,
     snapshots: Snapshots,
     clock: HotClock,
+    releases: Releases,
 ) -> Surface:
     prefix = options.header_prefix.lower()
     history = History(ports.answers, RecordedTransactions(options.ledger_url, ports.relay_transport))
-    release = Holder(ports.hot_state, clock, snapshots).release
-    holding = Holding(snapshots, clock, ports.hot_state, ports.outbox, prefix + "session", release)
+    holding = Holding(snapshots, clock, ports.hot_state, ports.outbox, prefix + "session", releases.add)
     control = ControlDelegations(options.control_url, ports.internal_token, ports.relay_transport)
     backing = Backing(holding, history, control, ports.directory, ports.pepper, clock)
     desk = Desk(holding, history, control, backing, ports.hot_state, clock)

@@ -105,24 +105,15 @@ class Denier:
         first = answer.exhausted[0]
         full = name_full(first, amount_nano, budget, facts.billing_class)
         # Holds end in milliseconds to minutes: the window's end would be a wrong thing to wait for.
-        is_held_up = all(
-            each.held_nano > 0 and each.limit_nano - each.spent_nano >= amount_nano for each in answer.exhausted
-        )
+        is_held_up = all(_is_held_up(each, amount_nano) for each in answer.exhausted)
         retry_at_ms = answer.now_ms + 1000 if is_held_up else answer.room_at_ms
-        headers: tuple[tuple[bytes, bytes], ...]
-        if is_held_up:
-            outlook = f"${format_usd(first.held_nano)} is held by other calls and may come free shortly"
-            headers = ((b"retry-after", b"1"),)
-        else:
-            resets_at = full.fields["resets_at"]
-            outlook = "it never resets" if resets_at is None else f"it resets at {resets_at}"
-            headers = ((b"x-should-retry", b"false"), *_worth_waiting(answer))
+        headers = ((b"retry-after", b"1"),) if is_held_up else ((b"x-should-retry", b"false"), *_worth_waiting(answer))
         fields = dict(full.fields)
         if retry_at_ms is not None:
             fields["retry_at"] = format_time(retry_at_ms)
         message = (
             f"{full.name} has ${format_usd(first.remaining_nano)} left of ${format_usd(first.limit_nano)}, "
-            f"and this call could cost up to ${format_usd(amount_nano)}; {outlook}"
+            f"and this call could cost up to ${format_usd(amount_nano)}; {outlook(first, amount_nano, answer.now_ms)}"
         )
         return self.denied(
             transaction_id,
@@ -142,6 +133,24 @@ def by_closed_cap(closed: Applicable, config_version: int, now_ms: int) -> Refus
     """The refusal of a cap of nothing (`matching.closed_cap`), which no hot state needs to be asked for."""
     standing = Standing(closed.budget_id, closed.scope, 0, spent_nano=0, held_nano=0, resets_at_ms=None)
     return Refused(config_version, now_ms, (standing,))
+
+
+def outlook(first: Standing, amount_nano: int, now_ms: int) -> str:
+    """What waiting brings to who is refused `amount_nano` at `now_ms` by a budget that stands at `first`: a clause."""
+    if _is_held_up(first, amount_nano):
+        return f"${format_usd(first.held_nano)} is held by other calls and may come free shortly"
+    if first.limit_nano <= 0 or first.limit_nano < amount_nano:
+        return "the whole limit has no room for that, so waiting brings nothing"
+    if first.resets_at_ms is None:
+        return "it never resets"
+    if first.resets_at_ms <= now_ms:
+        return "its window is over, so waiting brings nothing"  # that of a hold which is to grow
+    return f"it resets at {format_time(first.resets_at_ms)}"
+
+
+def _is_held_up(standing: Standing, amount_nano: int) -> bool:
+    """Whether the amount would have room were it not for the holds of others."""
+    return standing.held_nano > 0 and standing.limit_nano - standing.spent_nano >= amount_nano
 
 
 def name_full(first: Standing, amount_nano: int, budget: Budget | None, billing_class: str) -> FullBudget:

@@ -1,32 +1,25 @@
 """One round trip that holds a call against all of its budgets, by the first of its options that they have room for."""
 
-import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-import structlog
-
 from services.core.backfill import is_span_of
-from services.core.budgets import Charge, Proposal
+from services.core.budgets import Charge, FullRule, Proposal
 from services.core.hotstate import MAX_FIGURE, Admitted, Cold, HoldOption, HoldRequest, Refused
-from services.core.matching import BudgetIndex, limit_at
+from services.core.matching import BudgetIndex, limit_at, paying_ids, rule_beside
 from services.core.parts import BUDGET_PREFIX
 from services.core.ports import HotState, NotSentError, UnavailableError
 from services.core.windows import parse_span
 from services.gateway.options import CallOption
 from services.gateway.refusal import RefusedError, rebuilding
+from services.gateway.releasing import Releases
 from services.gateway.sizing import HoldSize
 from services.gateway.snapshots import HotClock, OrgView, Snapshots
 
-log = structlog.get_logger()
-
 FAIL_OPEN: Final = "fail_open"
 _PROPOSALS: Final = 3
-_RELEASE_PAUSES_S: Final = (0.0, 0.5, 2.0, 8.0)
-# So many answers that there is no such hold are believed. The first may be of a release that has overtaken its reserve.
-_RELEASES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +47,11 @@ class Held:
 class Holder:
     """Holds calls, and takes back holds that no call will end."""
 
-    def __init__(self, hot_state: HotState, clock: HotClock, snapshots: Snapshots) -> None:
+    def __init__(self, hot_state: HotState, clock: HotClock, snapshots: Snapshots, releases: Releases) -> None:
         self._hot_state = hot_state
         self._clock = clock
         self._snapshots = snapshots
-        self._releasing: set[asyncio.Task[None]] = set()
+        self._releases = releases
 
     async def hold(
         self,
@@ -123,22 +116,7 @@ class Holder:
 
     def release(self, org: str, transaction_id: str) -> None:
         """Takes a hold back that no call will end, off the call's way; its expiry would book money never spent."""
-        task = asyncio.create_task(self._release_patiently(org, transaction_id))
-        self._releasing.add(task)
-        task.add_done_callback(self._releasing.discard)
-
-    async def _release_patiently(self, org: str, transaction_id: str) -> None:
-        answers = 0
-        for pause_s in _RELEASE_PAUSES_S:
-            await asyncio.sleep(pause_s)
-            try:
-                is_released = await self._hot_state.release(org, transaction_id)
-            except UnavailableError:
-                continue
-            answers += 1
-            if is_released or answers == _RELEASES:
-                return
-        log.warning("hold_not_released", transaction_id=transaction_id, reason="the hot state is away")
+        self._releases.add(org, transaction_id)
 
 
 async def _with_known_pasts(view: OrgView, options: tuple[CallOption, ...]) -> tuple[CallOption, ...]:
@@ -166,9 +144,12 @@ def held_now(charges: Iterable[Charge], budgets: BudgetIndex, now_ms: int) -> tu
     """What a hold is charged to, in its windows (P9), by the limits and rules of now: for whoever changes that hold.
 
     A budget that is gone stays charged and refuses nothing. The budget of a part (BU-9) that is gone has ended, and
-    what it was carved from is free again: nothing more may be held against it.
+    what it was carved from is free again: nothing more may be held against it. A fallback child that is full leaves
+    the hold only where one above it stays: it may have got its parent after the hold was made.
     """
-    return tuple(_held_now(each, budgets, now_ms) for each in charges)
+    kept = tuple(charges)
+    paying = paying_ids((each.budget_id, budgets.find(each.budget_id)) for each in kept)
+    return tuple(_held_now(each, budgets, paying, now_ms) for each in kept)
 
 
 def has_ended_part(charges: Iterable[Charge], budgets: BudgetIndex) -> bool:
@@ -176,11 +157,12 @@ def has_ended_part(charges: Iterable[Charge], budgets: BudgetIndex) -> bool:
     return any(each.budget_id.startswith(BUDGET_PREFIX) and budgets.find(each.budget_id) is None for each in charges)
 
 
-def _held_now(charge: Charge, budgets: BudgetIndex, now_ms: int) -> Proposal:
-    budget, span = budgets.find(charge.budget_id), parse_span(charge.window)
+def _held_now(charge: Charge, budgets: BudgetIndex, paying: Collection[str], now_ms: int) -> Proposal:
+    budget = budgets.find(charge.budget_id)
+    limit_nano = MAX_FIGURE
+    rule: FullRule = "pass"
     if budget is not None:
-        limit_nano = limit_at(budget, now_ms)
-        return Proposal(charge.budget_id, charge.scope, span, limit_nano, budget.full_rule, is_fixed=True)
-    if has_ended_part((charge,), budgets):
-        return Proposal(charge.budget_id, charge.scope, span, 0, "block", is_fixed=True)
-    return Proposal(charge.budget_id, charge.scope, span, MAX_FIGURE, "pass", is_fixed=True)
+        limit_nano, rule = limit_at(budget, now_ms), rule_beside(budget, paying, budgets.find)
+    elif has_ended_part((charge,), budgets):
+        limit_nano, rule = 0, "block"
+    return Proposal(charge.budget_id, charge.scope, parse_span(charge.window), limit_nano, rule, is_fixed=True)

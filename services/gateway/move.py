@@ -12,9 +12,10 @@ from services.core.hotstate import Admitted, HoldRequest, StaleWindow
 from services.core.matching import Matching, asks_for_session, closed_cap, proposals_for
 from services.core.ports import HotState, OutboxEvent, OutboxFullError, UnavailableError
 from services.core.snapshot import Target
+from services.core.windows import parse_span
 from services.gateway.admit import AdmittedCall
 from services.gateway.connect import Connector
-from services.gateway.hold import has_ended_part, held_now
+from services.gateway.hold import counted_now, has_ended_part, held_now
 from services.gateway.observe import event_headers
 from services.gateway.options import calibration_key, for_model
 from services.gateway.record import Recorder
@@ -143,11 +144,19 @@ class Mover:
 
 
 def _proposals(call: AdmittedCall, view: OrgView, matching: Matching, now_ms: int) -> tuple[Proposal, ...]:
-    """What the call falls under now. What it is charged to already keeps its window (P9).
+    """What the call falls under now. What it is charged to already keeps its window (P9), while its budget has that.
 
-    A budget that is gone from the configuration can't say any more whether it matches: it stays charged.
+    From here on the call's events are of the present configuration, and that implies nothing of a budget that it has
+    given another window (`core.backfill`): they have to name a span of the new one. A budget that is gone from the
+    configuration can't say any more whether it matches: it stays charged.
     """
-    held = {each.budget_id: each for each in held_now(call.charges, view.budgets, now_ms)}
+    spans = {each.budget_id: parse_span(each.window) for each in counted_now(call.charges, view.budgets)}
     falls_under = proposals_for(matching, call.facts.identity.session, now_ms)
-    gone = (each for each in held.values() if view.budgets.find(each.budget_id) is None)
-    return *(held.get(each.budget_id, each) for each in falls_under), *gone
+    gone = [each for each in call.charges if view.budgets.find(each.budget_id) is None]
+    return (
+        *(
+            replace(each, span=spans[each.budget_id], is_fixed=True) if each.budget_id in spans else each
+            for each in falls_under
+        ),
+        *held_now(gone, view.budgets, now_ms),
+    )

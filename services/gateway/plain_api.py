@@ -53,10 +53,11 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """An answer: HTTP status and JSON fields."""
+    """An answer: HTTP status, JSON fields, and headers beside the usual ones."""
 
     status: int
     fields: Mapping[str, Any]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class PlainApi(ABC):
@@ -91,7 +92,7 @@ class PlainApi(ABC):
             return
         else:
             content = json.dumps(answer.fields, separators=(",", ":")).encode()
-            await send_whole(send, answer.status, [JSON], content)
+            await send_whole(send, answer.status, [JSON, *answer.headers], content)
 
     async def _caller(self, headers: CallHeaders) -> Caller:
         identity = await self._authenticator.identify(headers)

@@ -81,15 +81,23 @@ async def test_an_answer_outlives_its_claim_and_not_its_own_time(rig: AnswersRig
 
 async def test_a_claim_that_is_dropped_is_open(rig: AnswersRig) -> None:
     assert await rig.answers.claim(ORG, NAME, "a hash", LONG_MS) is None
-    await rig.answers.drop(ORG, NAME)
-    await rig.answers.drop(ORG, "nothing of that name")
+    await rig.answers.drop(ORG, NAME, "a hash")
+    await rig.answers.drop(ORG, "nothing of that name", "a hash")
     assert await rig.answers.claim(ORG, NAME, "another", LONG_MS) is None
+
+
+async def test_whoever_was_too_slow_drops_no_claim_of_another(rig: AnswersRig) -> None:
+    assert await rig.answers.claim(ORG, NAME, "a hash", 40) is None
+    await rig.wait(80)
+    assert await rig.answers.claim(ORG, NAME, "another", LONG_MS) is None
+    await rig.answers.drop(ORG, NAME, "a hash")
+    assert await rig.answers.find(ORG, NAME) == Answer("another")
 
 
 async def test_an_answer_is_not_dropped_with_its_claim(rig: AnswersRig) -> None:
     """Whoever was slow and failed takes back its claim, and another may have answered meanwhile."""
     await rig.answers.finish(ORG, NAME, ANSWER, LONG_MS)
-    await rig.answers.drop(ORG, NAME)
+    await rig.answers.drop(ORG, NAME, ANSWER.request_hash)
     assert await rig.answers.find(ORG, NAME) == ANSWER
 
 

@@ -147,7 +147,7 @@ async def outage(tmp_path: Path) -> AsyncIterator[Outage]:
             vendor.requests.clear()
             yield made
             polling.cancel()
-            await asyncio.gather(polling, *assembly.admitter._holder._releasing, return_exceptions=True)
+            await asyncio.gather(polling, assembly.releases.finish(1), return_exceptions=True)
         await guarded.close()
 
 
@@ -191,6 +191,24 @@ async def test_a_thousand_calls_on_a_paused_server_are_refused_in_time_and_then_
         there.server.resume()
     await there.until_served()
     assert there.circuits[-1] is False
+
+
+async def test_what_a_paused_server_was_sent_is_held_by_nobody_once_it_goes_on(there: Outage) -> None:
+    await there.assembly.snapshots.poll()
+    await there.until_served()  # its key is known, so that calls come as far as the hold
+    await there.fold_all()
+    before_nano = await spent_and_held(there)
+    releases = there.assembly.releases
+    there.server.pause()
+    try:
+        assert refused(await there.calls(10))
+        assert releases.pending == 10, "each reserve was sent, and may be done yet"
+        # Until the pauses between the tries are as long as they get.
+        await until(lambda: min(each.pause_s for each in releases._pending.values()) == 4.0, 30)
+    finally:
+        there.server.resume()
+    await until(lambda: releases.pending == 0, 15)
+    assert await spent_and_held(there) == before_nano
 
 
 async def test_a_server_that_is_gone_is_not_stormed_and_found_when_it_comes_back(there: Outage) -> None:

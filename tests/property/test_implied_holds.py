@@ -39,10 +39,11 @@ WINDOWS: tuple[Window, ...] = (
 )
 OLD = Budget("bud_old", "team", "ml", CalendarWindow("day", "UTC"), 10**12)
 MADE = (Budget("bud_team", "team", "ml", WINDOWS[0], 10**12), Budget("bud_ada", "user", "ada", WINDOWS[0], 10**12))
-# A call is admitted (a), or moved (m), by the last configuration or one before it; its hold is changed (r); it is
-# settled (s); an event or two are published (e); some time goes by (t); fold (f), backfill (b), the ledger takes all
-# there is (l), a wipe (w), another process (o), the next configuration is published (p), all comes to rest (c).
-DEEDS = "aaaaaaaaaeeeeeeemmmrrrrsttfffffbbblloppcw"
+# A call is admitted (a), or moved (m), by the last configuration or one before it; its hold is changed (r), or grows as
+# a reservation's does, by such a configuration (g); it is settled (s); an event or two are published (e); some time
+# goes by (t); fold (f), backfill (b), the ledger takes all there is (l), a wipe (w), another process (o), the next
+# configuration is published (p), all comes to rest (c).
+DEEDS = "aaaaaaaaaeeeeeeemmmrrrrgggsttfffffbbblloppcw"
 SEEDS = 250
 
 
@@ -91,7 +92,7 @@ class Gateway:
         who = Identity("default", "key_1", team=self._one_of("ml", "web"), user=self._one_of("ada", "bob"))
         facts = CallFacts(who, "openai", "/v1/x", "m", "m", "exact", "c", version)
         name, amount_nano = f"txn_{self.names}", self.rng.randint(1, 1000)
-        answer = await self.world.hot.reserve(self._request(name, facts, amount_nano, {}))
+        answer = await self.world.hot.reserve(self._request(name, facts, amount_nano, {}, version))
         if isinstance(answer, Admitted):
             self.open[name] = Call(facts, answer.now_ms, amount_nano, answer.charges)
             self._tell(
@@ -100,15 +101,19 @@ class Gateway:
                 )
             )
 
-    async def change(self, version: int | None) -> None:
-        """Changes a hold: its amount (None), or all that it falls under, by a configuration."""
+    async def change(self, version: int | None, *, grows: bool = False) -> None:
+        """Changes a hold: its amount (None), or all that it falls under, by a configuration. One that `grows` is still
+        of the configuration that it was made by."""
         if not self.open:
             return
         name = self._one_of(*self.open)
         call = self.open[name]
-        facts = call.facts if version is None else replace(call.facts, config_version=version)
+        facts = call.facts if version is None or grows else replace(call.facts, config_version=version)
         held = {each.budget_id: each for each in call.charges}
-        request = self._request(name, facts, self.rng.randint(1, 1000), held, keeps=version is None)
+        if grows and version is not None:
+            windows = {each.budget_id: each for each in self.history[version]}
+            held = {name: each for name, each in held.items() if name not in windows or is_of(windows[name], each)}
+        request = self._request(name, facts, self.rng.randint(1, 1000), held, version)
         answer = await self.world.hot.resize(request)
         if isinstance(answer, Admitted):
             call.facts, call.amount_nano, call.charges = facts, request.amount_nano, answer.charges
@@ -134,7 +139,7 @@ class Gateway:
         return some
 
     def _request(
-        self, name: str, facts: CallFacts, amount_nano: int, held: dict[str, Charge], keeps: bool = False
+        self, name: str, facts: CallFacts, amount_nano: int, held: dict[str, Charge], version: int | None
     ) -> HoldRequest:
         proposals = {
             each.budget_id: Proposal(
@@ -142,7 +147,7 @@ class Gateway:
             )
             for each in held.values()
         }
-        for budget in () if keeps else self.history[facts.config_version]:
+        for budget in () if version is None else self.history[version]:
             if matches(budget, facts) and budget.budget_id not in proposals:
                 span = span_at(budget.window, self.world.clock_ms)
                 proposals[budget.budget_id] = Proposal(budget.budget_id, budget.scope, span, budget.limit_nano)
@@ -231,8 +236,8 @@ class Run:
         match deed:
             case "a":
                 await self.gateway.admit(known)
-            case "m" | "r":
-                await self.gateway.change(known if deed == "m" else None)
+            case "m" | "r" | "g":
+                await self.gateway.change(None if deed == "r" else known, grows=deed == "g")
             case "s":
                 self.gateway.settle()
             case "e":

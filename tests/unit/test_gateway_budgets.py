@@ -217,7 +217,9 @@ async def test_a_refusal_names_the_tightest_budget_and_of_equals_the_first_by_id
 
 async def test_a_budget_for_all_time_never_resets_and_is_not_to_be_waited_for(there: World) -> None:
     dear = await hold_of(there, "dear")
-    await set_budgets(there, budget("bud_l", window=LifetimeWindow(), limit_nano=dear - 1))
+    await set_budgets(there, budget("bud_l", window=LifetimeWindow(), limit_nano=dear))
+    await ask(there)
+    spend(there, "bud_l", 0)
     client = await ask(there)
     assert_refused(client, 402, "budget_exhausted", "it never resets")
     error = client.json()["error"]

@@ -15,7 +15,7 @@ from services.core.hotstate import FoldStep, HoldRequest, OrgState, ReserveAnswe
 from services.core.ports import NotSentError, TopicPartition, UnavailableError
 from services.core.snapshot import ANY, RouteRule
 from services.core.windows import RollingWindow
-from services.gateway import assemble, hold, identify
+from services.gateway import assemble, identify, releasing
 from tests.support.gateway import (
     AWAY,
     EVENT_STREAM,
@@ -134,7 +134,7 @@ class LateHotState(MemoryHotState):
 
 
 async def test_a_release_that_overtakes_its_hold_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hold, "_RELEASE_PAUSES_S", (0.0, 0.001, 0.001, 0.001))
+    monkeypatch.setattr(releasing, "_FIRST_PAUSE_S", 0.001)
     async with world(tmp_path, hot_state_type=LateHotState) as there:
         await there.org.set_budget("1.00")
         await there.sync()

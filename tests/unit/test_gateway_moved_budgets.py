@@ -1,6 +1,7 @@
 """What a call is charged to when it goes on to another vendor."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ from services.core.budgets import EACH
 from services.core.snapshot import RouteRule
 from services.core.snapshot import Target as FallbackTarget
 from services.core.vendor_port import VendorRequest
+from services.core.windows import CalendarWindow, span_at
 from services.gateway import forward
 from services.gateway.admit import AdmittedCall
 from services.gateway.move import Mover
 from services.gateway.snapshots import OrgView
 from tests.support.budgets import (
+    DAY,
     OK,
     budget,
     charged,
@@ -107,6 +110,53 @@ async def test_a_charge_keeps_its_window_when_its_call_goes_to_another_vendor(tm
             ("bud_org", f"c:{today}:{today + DAY_MS}"),
             ("bud_other", f"c:{today + 3 * DAY_MS}:{today + 4 * DAY_MS}"),
         ]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_budget_that_has_another_window_by_then_is_charged_in_that_one(
+    there: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows is of the configuration with the new window, which implies nothing any more."""
+    kept, old = budget("bud_kept"), budget("bud_1", "team", "ml", limit_nano=BIG)
+    await set_budgets(there, kept, old)
+    since_version = there.org.snapshot.version + 2  # the rule that it may go on comes before
+    changed = replace(old, window=CalendarWindow("week", "UTC"), since_version=since_version)
+    real = Mover.move
+
+    async def move(self: Mover, call: AdmittedCall, view: OrgView, to: FallbackTarget) -> AdmittedCall | None:
+        there.hot_state.store.state("default").filled["bud_1"] = since_version
+        await set_budgets(there, kept, changed)
+        return await real(self, call, await there.assembly.snapshots.view("default"), to)
+
+    monkeypatch.setattr(Mover, "move", move)
+    assert await fall_back(there, "further") == 200
+    (resized,) = resizes(there)
+    now_ms = there.clock.now_ms
+    spans = [("bud_kept", span_at(DAY, now_ms).key()), ("bud_1", span_at(changed.window, now_ms).key())]
+    assert [(each.budget_id, each.window) for each in resized.charges] == spans
+    settlement = last_settlement(there)
+    assert settlement.charges == resized.charges
+    assert settlement.facts.config_version == since_version
+    assert held_by(there, "bud_1") == resized.held_nano, "in the old window it holds nothing more"
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_budget_that_got_a_parent_meanwhile_lets_it_pay(there: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    dear = await hold_of(there, "dear")
+    alone = budget("bud_c", "team", "ml", limit_nano=dear)
+    await set_budgets(there, alone)
+    real = Mover.move
+
+    async def move(self: Mover, call: AdmittedCall, view: OrgView, to: FallbackTarget) -> AdmittedCall | None:
+        parent = budget("bud_p", "team", "none", limit_nano=BIG)
+        await set_budgets(there, parent, replace(alone, parent_id="bud_p", child_mode="fallback"))
+        return await real(self, call, await there.assembly.snapshots.view("default"), to)
+
+    monkeypatch.setattr(Mover, "move", move)
+    assert await fall_back(there, "further") == 200
+    (resized,) = resizes(there)
+    assert [each.budget_id for each in resized.charges] == ["bud_p"]
+    assert last_settlement(there).parent_charged == ("bud_c",)
 
 
 @pytest.mark.usefixtures("quick")

@@ -114,7 +114,7 @@ async def test_another_body_under_way_does_not_turn_away_the_one_that_was_first(
     again = asyncio.create_task(reserve(there, "0.60", "order-1"))
     await asyncio.sleep(0.1)
     assert not again.done(), "the other one may yet find that it came too late"
-    await answers_of(there).drop("default", name)
+    await answers_of(there).drop("default", name, "another body's")
     assert ((await again).status, (await again).json()) == (201, first.json())
 
 
@@ -231,6 +231,21 @@ async def test_the_end_of_a_hold_that_grew_past_a_child_says_that_the_parent_pai
     assert ([each.budget_id for each in ending.charges], ending.parent_charged) == ([parent], ("bud_child",))
 
 
+async def test_a_hold_that_grew_past_a_child_is_told_as_it_is_charged_now(there: World) -> None:
+    parent = there.org.snapshot.budgets[0].budget_id
+    child = Budget("bud_child", "team", "ml", DAY, 500_000_000, parent_id=parent, child_mode="fallback")
+    await there.org.publish(budgets=(*there.org.snapshot.budgets, child))
+    await there.sync()
+    first = (await reserve(there, "0.40", "order-1")).json()
+    path = f"/{first['reservation_id']}"
+    grown = (await post(there, path + "/extend", {"amount_usd": "0.90"})).json()
+    assert ([each["budget_id"] for each in grown["charges"]], grown["parent_charged"]) == ([parent], ["bud_child"])
+    assert (await get(there, path[1:])).json() == grown
+    again = (await reserve(there, "0.40", "order-1")).json()
+    assert again == first, "the first answer is for ever"
+    assert ({each["budget_id"] for each in again["charges"]}, again["parent_charged"]) == ({parent, "bud_child"}, [])
+
+
 async def test_a_hold_whose_answer_can_not_be_kept_and_that_nobody_can_ask_for_again_is_ended(there: World) -> None:
     answers_of(there).fails = True
     assert (await reserve(there, "0.60")).status == 503
@@ -258,7 +273,6 @@ async def test_an_end_is_decided_once_whoever_dies_before_it_is_kept(there: Worl
     ended = await post(there, f"/{name}/settle", {"cost_usd": "0.25"})
     answers_of(there).fails = False
     await turn(there, CLAIM_MS + 1_000)
-    assert (await get(there, name)).json()["state"] == "held", "nobody knows whether it was recorded"
     assert (await post(there, f"/{name}/settle", {"cost_usd": "0.50"})).status == 409
     again = await post(there, f"/{name}/settle", {"cost_usd": "0.25"})
     assert (ended.status, again.status, again.json()) == (200, 200, ended.json())

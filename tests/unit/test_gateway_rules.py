@@ -38,7 +38,7 @@ async def test_the_status_of_a_budgets_refusal_is_the_orgs_to_say(there: World, 
     await there.org.set_budget("0.000001")
     await rule(there, RouteRule("openai", "chat.completions", budget_status=status))
     client = await there.call()
-    assert_refused(client, status, "budget_exhausted", "it resets at")
+    assert_refused(client, status, "budget_exhausted", "waiting brings nothing")
     assert client.header("x-should-retry") == "false"
     assert client.header("retry-after") is None, "the call will never fit, however long it waits"
 

@@ -356,6 +356,24 @@ def test_a_session_is_asked_for_where_a_budget_caps_each_and_does_more_than_watc
     assert [each.budget_id for each in proposals_for(only, None, 0)] == ["bud_d"]
 
 
+def test_a_full_child_lets_only_those_pay_that_the_call_is_charged_to() -> None:
+    """A parent of sessions that only watches does not see a call of no session, and can't pay for it."""
+    child = budget("bud_c", "team", "ml", parent_id="bud_w", child_mode="fallback")
+    watching = budget("bud_w", "team", "none", window=SessionWindow(), enforcement="monitor")
+    part = budget("sub_1", "key", "key_1", covers=("bud_w", "bud_p"))
+
+    def rules(call: CallFacts, session: str | None, *budgets: Budget) -> dict[str, str]:
+        proposals = proposals_for(BudgetIndex(budgets).matching(call), session, 0)
+        return {each.budget_id: each.full_rule for each in proposals}
+
+    assert rules(CALL, None, child, watching) == {"bud_c": "block"}
+    assert rules(CALL, "ses-1", child, watching) == {"bud_c": "parent", "bud_w": "pass"}
+    above = replace(watching, parent_id="bud_p"), budget("bud_p", "team", "none")
+    assert rules(CALL, None, child, *above) == {"bud_c": "parent", "bud_p": "block"}
+    assert rules(CALL, None, child, *above, part) == {"bud_c": "parent", "sub_1": "block"}
+    assert rules(CALL, None, child, watching, replace(part, covers=("bud_x",))) == {"bud_c": "block", "sub_1": "block"}
+
+
 def test_proposals_carry_the_window_the_rule_and_the_value_of_a_budget() -> None:
     index = BudgetIndex(
         [

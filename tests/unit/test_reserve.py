@@ -334,6 +334,7 @@ def test_a_refusal_tells_when_there_is_room(
     answer = reserve(copy.deepcopy(state), request(amount_nano, asked), NOW_MS)
     assert isinstance(answer, Refused)
     assert answer.room_at_ms == at_ms
+    assert answer.exhausted[0].resets_at_ms == (at_ms if is_ring else WINDOW.end_ms)
     if is_ring and at_ms is not None:
         before = reserve(copy.deepcopy(state), request(amount_nano, asked), at_ms - 1)
         assert isinstance(before, Refused)
@@ -347,6 +348,15 @@ def test_there_is_room_when_the_last_of_all_budgets_has_it() -> None:
     answer = reserve(copy.deepcopy(state), request(10, proposal(100), ring), NOW_MS)
     assert isinstance(answer, Refused)
     assert answer.room_at_ms == 61 * 60_000
+    full = proposal(100)
+    for asked in ((full, ring), (ring, full)):
+        answer = reserve(copy.deepcopy(state), request(11, *asked), NOW_MS)
+        assert isinstance(answer, Refused)
+        assert answer.room_at_ms == 64 * 60_000, "whichever comes last"
+        assert {each.budget_id: each.resets_at_ms for each in answer.exhausted} == {
+            "bud_1": WINDOW.end_ms,
+            "bud_2": 64 * 60_000,
+        }
     state.windows["bud_3", "l"] = Figures(100)
     answer = reserve(state, request(10, proposal(100), ring, proposal(100, "bud_3", LifetimeSpan())), NOW_MS)
     assert isinstance(answer, Refused)

@@ -1,32 +1,24 @@
 """The reservation API's deeds: reserve, extend, settle, release, each done once whatever is asked again (GW-10, P2)."""
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final, TypeVar
 
-from services.core.answers import CLAIM_MS, Answer
-from services.core.events import CallFacts, ComponentCost, Denial, HoldResized, Outcome, Reservation, Settlement
+from services.core.events import CallFacts, ComponentCost, Denial, Outcome, Reservation, Settlement
 from services.core.hotstate import EXPIRY_PRODUCER, TOMBSTONE_MS
 from services.core.money import parse_usd
-from services.core.parts import ROUTE as PART_ROUTE
 from services.core.ports import UnavailableError
 from services.core.pricing import price_usage, unpriced_counts
 from services.gateway.plain_api import Caller, Told, away
 from services.gateway.refusal import RefusedError
 from services.gateway.reservations import told
 from services.gateway.reservations.bodies import ExtendBody, ReserveBody, SettleBody
+from services.gateway.reservations.change import Changes
 from services.gateway.reservations.holding import STATED, Holding, ask, quietly
+from services.gateway.reservations.known import ROUTE, claimed, find_past, lapsed, not_kept, opened, other_body
 from services.gateway.reservations.past import History, Past, event_of, has_happened
 from services.gateway.reservations.told import CREATED, NO_ROOM, OK
 from services.gateway.snapshots import HotClock
-
-ROUTE: Final = "reservation"
-# How long the answer to the same request under way elsewhere is waited for: until its claim has lapsed.
-_PATIENCE_S: Final = CLAIM_MS / 1000 + 2
-_PAUSE_S: Final = 0.02
-_A = TypeVar("_A")
 
 
 class Book:
@@ -36,6 +28,7 @@ class Book:
         self._holding = holding
         self._clock = clock
         self._history = history
+        self._changes = Changes(holding, clock, history)
 
     # ---- reserve ----------------------------------------------------------------------------------------------------
 
@@ -49,13 +42,16 @@ class Book:
                 first = await self._open(caller, body, reservation_id, request_hash, is_repeatable=is_repeatable)
             except RefusedError:
                 # Nothing was decided: the next try is as good as the first.
-                await quietly(self._history.drop(caller.org, reservation_id))
+                await quietly(self._history.drop(caller.org, reservation_id, request_hash))
                 raise
             if first.facts.request_hash != request_hash:  # it was held before, and no answer is known any more
-                await quietly(self._history.drop(caller.org, reservation_id))
-                raise _other_body(reservation_id)
+                await quietly(self._history.drop(caller.org, reservation_id, request_hash))
+                raise other_body(reservation_id)
             first = await self._keep_opened(caller, first, is_repeatable=is_repeatable)
-        return Told(CREATED, told.held(first)) if isinstance(first, Reservation) else Told(NO_ROOM, told.refused(first))
+        if isinstance(first, Reservation):
+            return Told(CREATED, told.held(first))
+        headers = told.refusal_headers(first, self._clock.now_ms(), is_lasting=is_repeatable)
+        return Told(NO_ROOM, told.refused(first), headers)
 
     async def _keep_opened(
         self, caller: Caller, first: Reservation | Denial, *, is_repeatable: bool
@@ -70,47 +66,34 @@ class Book:
             if isinstance(first, Reservation) and not is_repeatable:
                 ending = self._settlement(caller, Past(first), SettleBody(cost_usd="0"), "cancelled")
                 self._holding.record(ending, end_producer(first.transaction_id))
-            raise _not_kept() from error
+            raise not_kept() from error
         if kept is None:
-            raise _other_body(first.transaction_id)
+            raise other_body(first.transaction_id)
         return kept
 
     async def _known(self, caller: Caller, reservation_id: str, request_hash: str) -> Reservation | Denial | None:
         """How this request was answered before; None when it is for us to answer it, and now claimed."""
-        there = await self._claimed(lambda: self._history.claim(caller.org, reservation_id, request_hash))
+        there = await claimed(lambda: self._history.claim(caller.org, reservation_id, request_hash))
         if there is not None:
             first = event_of(there)
             if there.request_hash != request_hash or not isinstance(first, Reservation | Denial):
-                raise _other_body(reservation_id)
+                raise other_body(reservation_id)
             return first
         # Nothing is kept, or it was never told: what was done then may have been recorded all the same.
         try:
             past = await self._history.recorded(caller.org, reservation_id, caller.credentials)
         except UnavailableError as error:
-            await quietly(self._history.drop(caller.org, reservation_id))
+            await quietly(self._history.drop(caller.org, reservation_id, request_hash))
             raise away(f"what this key was answered before can't be looked up: {error}") from error
         if past is None:
             return None
         # It is not kept again: who finds how it was opened expects to find how it ended, too.
-        await quietly(self._history.drop(caller.org, reservation_id))
+        await quietly(self._history.drop(caller.org, reservation_id, request_hash))
         if past.first.facts.request_hash != request_hash:
-            raise _other_body(reservation_id)
+            raise other_body(reservation_id)
+        if past.has_lapsed:
+            raise lapsed(reservation_id)
         return past.first
-
-    async def _claimed(self, claim: Callable[[], Awaitable[Answer | None]]) -> Answer | None:
-        """The answer that is there already; None when the deed is now ours to do.
-
-        While it is under way elsewhere that is waited for: whoever is at it answers, or is gone and its claim lapses.
-        So is another request under the same key: it may yet find that it came too late.
-        """
-        deadline_s = time.monotonic() + _PATIENCE_S
-        while True:
-            there = await ask(claim())
-            if there is None or there.status:
-                return there
-            if time.monotonic() >= deadline_s:
-                raise away("the same request is under way elsewhere; ask again in a second")
-            await asyncio.sleep(_PAUSE_S)
 
     async def _open(
         self, caller: Caller, body: ReserveBody, reservation_id: str, request_hash: str, *, is_repeatable: bool
@@ -172,10 +155,15 @@ class Book:
 
     async def find(self, caller: Caller, reservation_id: str) -> Told:
         """Where a reservation stands."""
-        past = await self._past(caller, reservation_id)
-        if past.settlement is not None:
-            return Told(OK, told.ended(past.settlement))
-        first = _reservation(past)
+        past = await find_past(self._history, caller, reservation_id)
+        ending = past.settlement
+        decided = event_of(past.decided)
+        if ending is None and past.decided is not None and isinstance(decided, Settlement):
+            # It may not be recorded yet, and what is told has to be so.
+            ending = await self._finish(caller, past, decided, past.decided.request_hash)
+        if ending is not None:
+            return Told(OK, told.ended(ending))
+        first = opened(past)
         fields = told.held(first, past.resized)
         last = past.resized or first
         if past.has_expired or last.expires_at_ms <= self._clock.now_ms():
@@ -190,46 +178,7 @@ class Book:
         To ask for the same again changes nothing but the time, which is counted from now; under the same `key` it
         changes nothing at all, and is answered as it was.
         """
-        past = await self._past(caller, reservation_id)
-        first = _reservation(past)
-        if key is None:
-            return self._told_extended(first, await self._resize(caller, past, body))
-        there = await self._claimed(lambda: self._history.claim_extend(caller.org, reservation_id, key, request_hash))
-        answer = event_of(there)
-        if there is not None:
-            if there.request_hash != request_hash or not isinstance(answer, HoldResized | Denial):
-                raise _other_body(reservation_id)
-            return self._told_extended(first, answer)
-        try:
-            answer = await self._resize(caller, past, body)
-        except RefusedError:
-            await quietly(self._history.drop_extend(caller.org, reservation_id, key))
-            raise
-        kept = await _kept(self._history.extended(first, answer, key, request_hash))
-        if kept is None:
-            raise _other_body(reservation_id)
-        return self._told_extended(first, kept)
-
-    async def _resize(self, caller: Caller, past: Past, body: ExtendBody) -> HoldResized | Denial:
-        first = _reservation(past)
-        if past.settlement is not None:
-            raise _ended(first.transaction_id)
-        last = past.resized or first
-        amount_nano = last.held_nano if body.amount_usd is None else parse_usd(body.amount_usd)
-        left_ms = last.expires_at_ms - self._clock.now_ms()
-        hold_ms = max(1, left_ms) if body.hold_seconds is None else body.hold_seconds * 1000
-        is_growing = amount_nano > last.held_nano
-        answer = await self._holding.resize(caller, first, amount_nano, hold_ms, is_growing=is_growing)
-        if answer is None:
-            raise _ended(first.transaction_id)
-        if isinstance(answer, HoldResized):
-            await _kept(self._history.resized(first, answer))
-        return answer
-
-    def _told_extended(self, first: Reservation, answer: HoldResized | Denial) -> Told:
-        if isinstance(answer, Denial):
-            return Told(NO_ROOM, told.refused(answer))
-        return Told(OK, told.held(first, answer))
+        return await self._changes.extend(caller, reservation_id, body, key, request_hash)
 
     async def settle(self, caller: Caller, reservation_id: str, body: SettleBody, request_hash: str) -> Told:
         """Ends a reservation with what it did cost, an expired one, too."""
@@ -242,7 +191,7 @@ class Book:
     async def _end(
         self, caller: Caller, reservation_id: str, body: SettleBody, outcome: Outcome, request_hash: str
     ) -> Told:
-        past = await self._past(caller, reservation_id)
+        past = await find_past(self._history, caller, reservation_id)
         ending = past.settlement or await self._end_once(caller, past, body, outcome, request_hash)
         if not _is_same_end(ending, body, outcome):
             raise _other_end(reservation_id)
@@ -255,26 +204,32 @@ class Book:
 
         An end is kept before it is recorded: whoever comes after a crash in between records the same one.
         """
-        first = _reservation(past)
+        first = opened(past)
         name = first.transaction_id
         # Ends that differ wait for one another, too: the first one counts.
-        there = await self._claimed(lambda: self._history.claim_end(caller.org, name, request_hash))
+        there = await claimed(lambda: self._history.claim_end(caller.org, name, request_hash))
         ending = event_of(there)
-        if isinstance(ending, Settlement) and has_happened(there):
-            return ending
+        if there is not None and isinstance(ending, Settlement):
+            return ending if has_happened(there) else await self._finish(caller, past, ending, there.request_hash)
         try:
-            known = await self._ended_long_ago(caller, past)
-            if known is None:
-                if not isinstance(ending, Settlement):
-                    ending = self._settlement(caller, past, body, outcome)
-                    ending = await ask(self._history.decided(first, ending, request_hash))
-                self._holding.record(ending, end_producer(name))
+            ended = await self._ended_long_ago(caller, past)
+            if ended is None:
+                ending = self._settlement(caller, past, body, outcome)
+                ending = await ask(self._history.decided(first, ending, request_hash))
+                ended = self._holding.record(ending, end_producer(name))
         except RefusedError:
-            await quietly(self._history.drop_end(caller.org, name))
+            await quietly(self._history.drop_end(caller.org, name, request_hash))
             raise
-        ended = known or ending
-        assert isinstance(ended, Settlement), "it was found, or made above"
-        await quietly(self._history.ended(first, ended, request_hash if there is None else there.request_hash))
+        await quietly(self._history.ended(first, ended, request_hash))
+        return ended
+
+    async def _finish(self, caller: Caller, past: Past, decided: Settlement, request_hash: str) -> Settlement:
+        """Records the end that was decided, which may have been done before; the end that counts."""
+        first = opened(past)
+        ended = await self._ended_long_ago(caller, past)
+        if ended is None:
+            ended = self._holding.record(decided, end_producer(first.transaction_id))
+        await quietly(self._history.ended(first, ended, request_hash))
         return ended
 
     async def _ended_long_ago(self, caller: Caller, past: Past) -> Settlement | None:
@@ -290,12 +245,14 @@ class Book:
             recorded = await self._history.recorded(caller.org, first.transaction_id, caller.credentials)
         except UnavailableError as error:
             raise away(f"whether this reservation has ended already can't be looked up: {error}") from error
+        if recorded is not None and recorded.has_lapsed:
+            raise away("the ledger has not read this reservation yet, nor whether it has ended; ask again in a moment")
         return None if recorded is None else recorded.settlement
 
     def _settlement(self, caller: Caller, past: Past, body: SettleBody, outcome: Outcome) -> Settlement:
-        first = _reservation(past)
-        facts = first.facts
-        charges = (past.resized or first).charges
+        first = opened(past)
+        last = past.resized or first
+        facts, charges = last.facts, last.charges
         if body.usage is None:
             assert body.cost_usd is not None, "a body names one of the two"
             cost_nano = parse_usd(body.cost_usd)
@@ -311,38 +268,20 @@ class Book:
             usage=body.usage or {},
             components=components if cost_nano or body.usage else (),
             cost_nano=cost_nano,
-            held_nano=(past.resized or first).held_nano,
+            held_nano=last.held_nano,
             charges=charges,
             http_status=0,
             retry_count=0,
             estimate_mode=STATED,
             # A child that had no room when the hold grew has left it to its parents since.
-            parent_charged=(*first.parent_charged, *(each.budget_id for each in first.charges if each not in charges)),
+            parent_charged=told.parents_paid(first, charges),
             admitted_at_ms=first.time_ms,
         )
-
-    async def _past(self, caller: Caller, reservation_id: str) -> Past:
-        try:
-            past = await self._history.find(caller.org, reservation_id, caller.credentials)
-        except UnavailableError as error:
-            raise away(f"this reservation can't be looked up right now: {error}") from error
-        if past is None or not isinstance(past.first, Reservation) or not caller.may_see(past.first.facts.identity):
-            raise RefusedError(404, "not_found", f"there is no reservation {reservation_id[:80]!r} of yours")
-        if past.first.facts.route != ROUTE:
-            kind = "a part of a budget; see /v1/budgets" if past.first.facts.route == PART_ROUTE else "a proxied call"
-            message = f"{reservation_id[:80]} is no reservation of this API's, but {kind}; it is settled by itself"
-            raise RefusedError(409, "not_a_reservation", message)
-        return past
 
 
 def end_producer(reservation_id: str) -> str:
     """The producer of a reservation's one end by this API. No sequence is kept of it, as of expiries (`core.fold`)."""
     return f"{EXPIRY_PRODUCER}end:{reservation_id}"
-
-
-def _reservation(past: Past) -> Reservation:
-    assert isinstance(past.first, Reservation), "a refused reservation is not found"
-    return past.first
 
 
 def _is_same_end(known: Settlement, body: SettleBody, outcome: Outcome) -> bool:
@@ -355,28 +294,6 @@ def _is_same_end(known: Settlement, body: SettleBody, outcome: Outcome) -> bool:
     return known.usage_source == "none" and known.cost_nano == parse_usd(body.cost_usd)
 
 
-async def _kept(deed: Awaitable[_A]) -> _A:
-    """What is kept; raises `RefusedError` (503) where nothing can be."""
-    try:
-        return await deed
-    except UnavailableError as error:
-        raise _not_kept() from error
-
-
-def _not_kept() -> RefusedError:
-    return away("the answer can't be kept right now, so it is not told; ask again in a moment")
-
-
-def _other_body(reservation_id: str) -> RefusedError:
-    message = "this Idempotency-Key was used for another request; use a new key for a new reservation"
-    return RefusedError(409, "idempotency_conflict", message, fields={"reservation_id": reservation_id})
-
-
 def _other_end(reservation_id: str) -> RefusedError:
     message = "this reservation has ended already, and otherwise than is asked for now"
     return RefusedError(409, "idempotency_conflict", message, fields={"reservation_id": reservation_id})
-
-
-def _ended(reservation_id: str) -> RefusedError:
-    message = "this reservation has ended or expired; it can be settled, but not extended"
-    return RefusedError(409, "reservation_ended", message, fields={"reservation_id": reservation_id})

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from services.core.budgets import Standing
+from services.core.budgets import Proposal, Standing
 from services.core.codec import decode_facts, encode_facts
 from services.core.events import CallFacts, Denial, HoldResized, Reservation, Settlement
-from services.core.hotstate import Admitted, Cold, HoldRequest, Refused, ReserveAnswer
+from services.core.hotstate import Admitted, Cold, HoldRequest, Refused, ReserveAnswer, StaleWindow
 from services.core.matching import (
     Applicable,
     Matching,
@@ -19,12 +19,13 @@ from services.core.matching import (
 )
 from services.core.money import format_usd
 from services.core.ports import HotState, NotSentError, OutboxEvent, OutboxFullError, UnavailableError
-from services.gateway.deny import by_closed_cap, name_full
-from services.gateway.hold import counted_now, held_now
-from services.gateway.plain_api import Caller
+from services.gateway.deny import by_closed_cap, name_full, outlook
+from services.gateway.hold import has_ended_part, held_now
+from services.gateway.plain_api import Caller, away
 from services.gateway.record import Recorder
 from services.gateway.refusal import RefusedError, backlog, rebuilding, require_part
 from services.gateway.reservations import told
+from services.gateway.reservations.growth import Growth
 from services.gateway.snapshots import HotClock, Snapshots
 
 _E = TypeVar("_E", Reservation, HoldResized, Settlement, Denial)
@@ -97,7 +98,7 @@ class Holding:
             if isinstance(answer, Refused):
                 return self.record(_denial(caller, reservation_id, facts, amount_nano, answer))
             if isinstance(answer, Admitted):
-                return await self._record_hold(caller.org, request, facts, answer)
+                return await self._record_hold(request, facts, answer, is_repeatable=is_repeatable)
             now_ms = answer.now_ms
         raise rebuilding("the budgets' windows are turning over; try again in a second")
 
@@ -116,11 +117,15 @@ class Holding:
         )
         return RefusedError(400, "session_required", message, param=self._session_header)
 
-    async def _record_hold(self, org: str, request: HoldRequest, facts: CallFacts, answer: Admitted) -> Reservation:
+    async def _record_hold(
+        self, request: HoldRequest, facts: CallFacts, answer: Admitted, *, is_repeatable: bool
+    ) -> Reservation:
         # A hold that was there already was admitted then, maybe under another configuration and at other prices: its
         # reservation is told as it was.
         found = answer.found
-        if found is not None and found.context:
+        if found is not None:
+            if not found.context or answer.expires_at_ms <= answer.now_ms:
+                raise away("what this key held before has ended, and the ledger does not know of it yet; ask again")
             facts = decode_facts(found.context)
         admitted_at_ms = min(answer.now_ms, answer.expires_at_ms - request.hold_ms)
         proposals = request.proposals
@@ -146,33 +151,80 @@ class Holding:
         try:
             return self.record(reservation)
         except RefusedError:
-            if found is None:  # else another gateway has made and recorded it
-                await quietly(self._hot_state.release(org, request.reservation_id))
+            if not is_repeatable:
+                self._release(request.org, request.reservation_id)
+            elif found is None:  # else another gateway has made and recorded it
+                # Once, and before anybody asks again: a later one could take from them what they have found.
+                await quietly(self._hot_state.release(request.org, request.reservation_id))
             raise
 
     async def resize(
-        self, caller: Caller, reservation: Reservation, amount_nano: int, hold_ms: int, *, is_growing: bool
+        self,
+        caller: Caller,
+        reservation: Reservation,
+        amount_nano: int,
+        hold_ms: int,
+        *,
+        is_growing: bool,
+        last: HoldResized | None = None,
     ) -> HoldResized | Denial | None:
-        """Changes what is held, and until when; None when there is no such hold any more. A refusal is not recorded."""
-        facts = reservation.facts
-        if is_growing and caller.view.pasts.unknown:
-            await caller.view.pasts.wait(counted_now(reservation.charges, caller.view.budgets))
-        proposals = held_now(reservation.charges, caller.view.budgets, self._clock.now_ms())
-        context = encode_facts(facts)
-        request = HoldRequest(caller.org, reservation.transaction_id, amount_nano, proposals, hold_ms, context)
-        answer = await ask(self._hot_state.resize(request))
+        """Changes what is held, and until when; None when there is no such hold any more. A refusal is not recorded.
+
+        `last` is how the hold was changed before. One that grows is held against all that its facts fall under by now.
+        """
+        facts, charges = (last or reservation).facts, (last or reservation).charges
+        growth: Growth | None = None
+        if is_growing and not has_ended_part(charges, caller.view.budgets):
+            matching = matched(caller, facts)
+            facts = replace(facts, flags=tuple(dict.fromkeys((*facts.flags, *matching.flags))))
+            closed = closed_cap(matching, amount_nano)
+            if closed is not None:
+                refused = by_closed_cap(closed, caller.view.snapshot.version, self._clock.now_ms())
+                return _denial(caller, reservation.transaction_id, facts, amount_nano, refused)
+            growth = Growth(reservation, charges, matching, caller.view.budgets)
+            await self._prepare(caller, growth)
+        now_ms = self._clock.now_ms()
+        for _ in range(_PROPOSALS):
+            proposals = (
+                held_now(charges, caller.view.budgets, now_ms) if growth is None else _proposals_of(growth, now_ms)
+            )
+            request = HoldRequest(
+                caller.org, reservation.transaction_id, amount_nano, proposals, hold_ms, encode_facts(facts)
+            )
+            answer = await ask(self._hot_state.resize(request))
+            if not isinstance(answer, StaleWindow):
+                break
+            self._clock.learn(answer.now_ms)
+            now_ms = answer.now_ms
+        return self._resized(caller, request, facts, answer)
+
+    async def _prepare(self, caller: Caller, growth: Growth) -> None:
+        """Returns when all that a hold grows against can be checked. Raises `RefusedError`."""
+        needy = asks_for_session(growth.matching)
+        if needy is not None and growth.session is None:
+            message = (
+                f"budget {needy.budget_id} of {needy.scope} caps each session, and this reservation names none, so it "
+                f"can't grow; settle it, and make another one with the session's name in {self._session_header}"
+            )
+            raise RefusedError(400, "session_required", message, param=self._session_header)
+        if caller.view.pasts.unknown:
+            await caller.view.pasts.wait(_proposals_of(growth, self._clock.now_ms()))
+
+    def _resized(
+        self, caller: Caller, request: HoldRequest, facts: CallFacts, answer: ReserveAnswer | None
+    ) -> HoldResized | Denial | None:
         if answer is None:
             return None
         if isinstance(answer, Refused):
-            return _denial(caller, reservation.transaction_id, facts, amount_nano, answer)
+            return _denial(caller, request.reservation_id, facts, request.amount_nano, answer)
         if not isinstance(answer, Admitted):
             raise rebuilding("the spend state is being rebuilt; try again in a second")
         return self.record(
             HoldResized(
-                transaction_id=reservation.transaction_id,
+                transaction_id=request.reservation_id,
                 time_ms=answer.now_ms,
                 facts=facts,
-                held_nano=amount_nano,
+                held_nano=request.amount_nano,
                 charges=answer.charges,
                 expires_at_ms=answer.expires_at_ms,
             )
@@ -193,7 +245,18 @@ def matched(caller: Caller, facts: CallFacts) -> Matching:
     try:
         return caller.view.budgets.matching(facts)
     except TooManyBudgetsError as error:
-        raise RefusedError(400, "too_many_budgets", f"{error}; {_FEWER_BUDGETS}") from error
+        raise _too_many(error) from error
+
+
+def _proposals_of(growth: Growth, now_ms: int) -> tuple[Proposal, ...]:
+    try:
+        return growth.proposals(now_ms)
+    except TooManyBudgetsError as error:
+        raise _too_many(error) from error
+
+
+def _too_many(error: TooManyBudgetsError) -> RefusedError:
+    return RefusedError(400, "too_many_budgets", f"{error}; {_FEWER_BUDGETS}")
 
 
 async def ask(deed: Awaitable[_A]) -> _A:
@@ -228,7 +291,8 @@ def _denial(caller: Caller, reservation_id: str, facts: CallFacts, amount_nano: 
         code=full.code,
         reason=(
             f"{full.name} has ${format_usd(first.remaining_nano)} left of "
-            f"${format_usd(first.limit_nano)}, and ${format_usd(amount_nano)} was asked for"
+            f"${format_usd(first.limit_nano)}, and ${format_usd(amount_nano)} was asked for; "
+            f"{outlook(first, amount_nano, answer.now_ms)}"
         ),
         estimate_nano=amount_nano,
         budget_id=first.budget_id,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, cast
 
 from services.core.answers import ANSWER_MS, CLAIM_MS, Answer, Answers
@@ -15,6 +15,7 @@ _SIZE: Final = "/size"
 _END: Final = "/end"
 _EXTEND: Final = "/extend/"
 _HELD: Final = "/held"
+_CHANGE: Final = "/change"
 # An answer's status: an end that is decided and may not be recorded yet, and what was done. How a hold was changed is
 # kept with the time of that as its status: the last one stays.
 _DECIDED: Final = 2
@@ -25,7 +26,10 @@ _DONE: Final = 3
 class Past:
     """A reservation: the event that opened or refused it, how its hold was changed last, and what ended it.
 
-    `has_expired`: its hold has outlived its time, and may be settled all the same. `is_recorded`: the ledger says so.
+    `change` numbers that change among those kept beside the hot state: 0 where none is. `decided` tells the end that
+    counts, of which it is not known whether it was recorded. `has_expired`: its hold has outlived its time, and may be
+    settled all the same. `is_recorded`: the ledger says so. `has_lapsed`: the ledger knows of its expiry alone, so
+    nobody has recorded it in its time; then `first` is as the expiry has it, from the time of that.
     """
 
     first: Reservation | Denial
@@ -33,6 +37,9 @@ class Past:
     settlement: Settlement | None = None
     has_expired: bool = False
     is_recorded: bool = False
+    change: int = 0
+    decided: Answer | None = None
+    has_lapsed: bool = False
 
 
 class Ledger(Protocol):
@@ -57,9 +64,9 @@ class History:
         """None when this request is the first under its id that is known beside the hot state, else what is there."""
         return await self._answers.claim(org, reservation_id, request_hash, CLAIM_MS)
 
-    async def drop(self, org: str, reservation_id: str) -> None:
-        """Takes a claim back: nothing was done and nothing was told."""
-        await self._answers.drop(org, reservation_id)
+    async def drop(self, org: str, reservation_id: str, request_hash: str) -> None:
+        """Takes that request's claim back: nothing was done and nothing was told."""
+        await self._answers.drop(org, reservation_id, request_hash)
 
     async def opened(self, first: Reservation | Denial) -> Reservation | Denial | None:
         """Keeps how a reservation was answered, for two days longer than its hold.
@@ -72,17 +79,25 @@ class History:
         is_same = kept.request_hash == first.facts.request_hash
         return event if is_same and isinstance(event, Reservation | Denial) else None
 
-    async def resized(self, first: Reservation, event: HoldResized) -> None:
-        """Keeps how a hold was changed last."""
-        await self._keep(first, event, _SIZE, "", event.time_ms)
+    async def claim_change(self, org: str, reservation_id: str, name: str) -> Answer | None:
+        """As `claim`, for all changes of a hold: one at a time. `name` is the change's own."""
+        return await self._answers.claim(org, reservation_id + _CHANGE, name, CLAIM_MS)
+
+    async def drop_change(self, org: str, reservation_id: str, name: str) -> None:
+        """Lets the next change begin."""
+        await self._answers.drop(org, reservation_id + _CHANGE, name)
+
+    async def resized(self, first: Reservation, event: HoldResized, after: int = 0) -> None:
+        """Keeps how a hold was changed last: `after` the change of that number, be it within the same millisecond."""
+        await self._keep(first, event, _SIZE, "", max(event.time_ms, after + 1))
 
     async def claim_extend(self, org: str, reservation_id: str, key: str, request_hash: str) -> Answer | None:
         """As `claim`, for a change of a hold under a key of its own."""
         return await self._answers.claim(org, reservation_id + _EXTEND + key, request_hash, CLAIM_MS)
 
-    async def drop_extend(self, org: str, reservation_id: str, key: str) -> None:
+    async def drop_extend(self, org: str, reservation_id: str, key: str, request_hash: str) -> None:
         """As `drop`, for a change of a hold."""
-        await self._answers.drop(org, reservation_id + _EXTEND + key)
+        await self._answers.drop(org, reservation_id + _EXTEND + key, request_hash)
 
     async def extended(
         self, first: Reservation, event: HoldResized | Denial, key: str, request_hash: str
@@ -96,9 +111,9 @@ class History:
         """As `claim`, for the end of a reservation."""
         return await self._answers.claim(org, reservation_id + _END, request_hash, CLAIM_MS)
 
-    async def drop_end(self, org: str, reservation_id: str) -> None:
+    async def drop_end(self, org: str, reservation_id: str, request_hash: str) -> None:
         """As `drop`, for the end of a reservation."""
-        await self._answers.drop(org, reservation_id + _END)
+        await self._answers.drop(org, reservation_id + _END, request_hash)
 
     async def decided(self, first: Reservation, settlement: Settlement, request_hash: str) -> Settlement:
         """Keeps how a reservation is about to end, before that is recorded: no other end counts from now on.
@@ -118,6 +133,11 @@ class History:
         kept = Answer(held.facts.request_hash, held.time_ms, json.dumps(event_fields(held)))
         await self._answers.finish(held.facts.identity.org, part_id + _HELD, kept, held.expires_at_ms - held.time_ms)
 
+    async def carved_in_vain(self, part_id: str, held: Reservation, ending: Settlement) -> None:
+        """Keeps that no part is made of that hold any more: `carved_before` does not find it, but one made after it."""
+        over = Answer(held.facts.request_hash, held.time_ms + 1, json.dumps(event_fields(ending)))
+        await self._answers.finish(held.facts.identity.org, part_id + _HELD, over, held.expires_at_ms - held.time_ms)
+
     async def carved_before(self, org: str, part_id: str) -> Reservation | None:
         """What is held for such a part."""
         held = event_of(await self._answers.find(org, part_id + _HELD))
@@ -128,17 +148,21 @@ class History:
 
         Raises `UnavailableError`.
         """
-        first = event_of(await self._answers.find(org, reservation_id))
+        first, past = event_of(await self._answers.find(org, reservation_id)), None
         if isinstance(first, Reservation | Denial):
-            resized = event_of(await self._answers.find(org, reservation_id + _SIZE))
-            end = await self._answers.find(org, reservation_id + _END)
-            settlement = event_of(end) if has_happened(end) else None
-            return Past(
-                first,
-                resized if isinstance(resized, HoldResized) else None,
-                settlement if isinstance(settlement, Settlement) else None,
-            )
-        return await self.recorded(org, reservation_id, credentials)
+            past = Past(first)
+        else:
+            past = await self.recorded(org, reservation_id, credentials)
+        if past is None or isinstance(past.first, Denial):
+            return past
+        # What came after is kept longer than the beginning, and the ledger may not have read it yet.
+        size = await self._answers.find(org, reservation_id + _SIZE)
+        if size is not None and isinstance(resized := event_of(size), HoldResized):
+            past = replace(past, resized=resized, change=size.status)
+        end = await self._answers.find(org, reservation_id + _END)
+        if isinstance(ending := event_of(end), Settlement):
+            past = replace(past, settlement=ending) if has_happened(end) else replace(past, decided=end)
+        return past
 
     async def recorded(self, org: str, reservation_id: str, credentials: Mapping[str, str]) -> Past | None:
         """What the ledger knows of it. Raises `UnavailableError`, also while the ledger knows its end alone."""
@@ -170,6 +194,8 @@ def _past_of(fields: dict[str, Any]) -> Past:
     if opened is None and denial is not None:
         whole = {**fields, **denial, "type": Denial.TYPE, "time": fields["created_at"]}
         return Past(cast(Denial, event_from_fields(whole)), is_recorded=True)
+    if opened is None and fields["expiry"] is not None and fields["expires_at"] is None and not fields["settled_at"]:
+        return _lapsed(fields)
     if opened is None:
         raise UnavailableError("the ledger has not read its reservation yet")
     estimate = fields["estimate"]
@@ -198,3 +224,20 @@ def _past_of(fields: dict[str, Any]) -> Past:
         whole = {**fields, "type": Settlement.TYPE, "time": fields["settled_at"]}
         settlement = cast(Settlement, event_from_fields(whole))
     return Past(first, resized, settlement, has_expired=fields["expiry"] is not None, is_recorded=True)
+
+
+def _lapsed(fields: dict[str, Any]) -> Past:
+    """A hold of which the ledger knows the expiry alone: whoever had made it was gone before it was recorded."""
+    expired_at_ms = parse_time(fields["expiry"]["time"])
+    first = Reservation(
+        transaction_id=fields["transaction_id"],
+        time_ms=expired_at_ms,
+        facts=facts_from_fields(fields),
+        estimate_mode="",
+        input_tokens_bound=0,
+        output_tokens_bound=0,
+        held_nano=usd_in(fields, "held_usd"),
+        charges=charges_from_fields(fields),
+        expires_at_ms=expired_at_ms,
+    )
+    return Past(first, has_expired=True, is_recorded=True, has_lapsed=True)

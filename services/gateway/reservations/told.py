@@ -1,17 +1,23 @@
 """What a caller of the reservation API is told. All of it follows from events, so that the ledger can tell it again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from services.core.budgets import Charge
 from services.core.codec import charges_fields
-from services.core.codec_fields import format_time
+from services.core.codec_fields import format_time, parse_time
 from services.core.events import Denial, HoldResized, Reservation, Settlement
 from services.core.money import format_usd
+from services.gateway.respond import DONT_RETRY
 
 CREATED: Final = 201
 OK: Final = 200
 # Whatever a route's rule says for calls: an answer that is to be the same for ever depends on no rule.
 NO_ROOM: Final = 402
+# A client that waits longer than this is better told than held up; and what has room within so little has it now, but
+# for holds that may end at any time.
+SHORT_WAIT_MS: Final = 60_000
+SOON_MS: Final = 1_000
 
 
 def held(reservation: Reservation, resized: HoldResized | None = None) -> dict[str, Any]:
@@ -23,9 +29,19 @@ def held(reservation: Reservation, resized: HoldResized | None = None) -> dict[s
         "created_at": format_time(reservation.time_ms),
         "held_usd": format_usd(last.held_nano),
         "expires_at": format_time(last.expires_at_ms),
-        "charges": charges_fields(reservation.charges),
-        "parent_charged": list(reservation.parent_charged),
+        "charges": charges_fields(last.charges),
+        "parent_charged": list(parents_paid(reservation, last.charges)),
     }
+
+
+def parents_paid(reservation: Reservation, charges: Sequence[Charge]) -> tuple[str, ...]:
+    """The budgets that leave a hold to their parents: from its beginning on, or since it was changed to `charges`.
+
+    One that a larger hold was charged to after all has left nothing.
+    """
+    paying = {each.budget_id for each in charges}
+    asked = dict.fromkeys((*reservation.parent_charged, *(each.budget_id for each in reservation.charges)))
+    return tuple(each for each in asked if each not in paying)
 
 
 def ended(settlement: Settlement) -> dict[str, Any]:
@@ -49,6 +65,20 @@ def refusal_flags(fields: Mapping[str, object], room_at_ms: int | None) -> tuple
     if room_at_ms is not None:
         flags.append(f"retry_at:{format_time(room_at_ms)}")
     return tuple(flags)
+
+
+def refusal_headers(denial: Denial, now_ms: int, *, is_lasting: bool) -> tuple[tuple[bytes, bytes], ...]:
+    """Whether to ask again, and when, as a refused call is told (`gateway.deny`), at `now_ms` of the hot state's clock.
+
+    `is_lasting`: whoever asks again by the same key is answered the same, however much room there is by then.
+    """
+    found = [flag.partition(":")[2] for flag in denial.facts.flags if flag.startswith("retry_at:")]
+    wait_ms = parse_time(found[0]) - now_ms if found else None
+    if wait_ms is not None and wait_ms <= SOON_MS and not is_lasting:
+        return ((b"retry-after", b"1"),)
+    if wait_ms is None or not 0 < wait_ms <= SHORT_WAIT_MS:
+        return (DONT_RETRY,)
+    return DONT_RETRY, (b"retry-after", b"%d" % -(-wait_ms // 1000))
 
 
 def refused(denial: Denial) -> dict[str, Any]:
