@@ -1,8 +1,9 @@
 """Delegations as control keeps them, on a real PostgreSQL and a real Valkey, asked as the gateway asks."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import httpx
@@ -10,18 +11,22 @@ import pytest
 
 from services.adapters.valkey import ValkeyDirectory, ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
+from services.control.budgets import queries as budget_queries
 from services.control.context import Context
 from services.control.delegations import service
 from services.control.delegations.service import end_due
+from services.core.budgets import Budget
 from services.core.identity import hash_key
 from services.core.parts import part_key
 from services.core.ports import UnavailableError
 from services.core.snapshot import decode_snapshot
-from services.core.windows import IntervalWindow
+from services.core.windows import CalendarWindow, IntervalWindow
 from services.gateway.delegations.carved import Carved, DeclinedError
 from services.gateway.delegations.control import ControlDelegations
 from tests.support.control import Control, running_control
 
+DAY = CalendarWindow("day", "UTC")
+# By a configuration that is later than all here.
 CARVED = Carved(
     reservation_id="dlg_1",
     budget_id="sub_1",
@@ -32,6 +37,7 @@ CARVED = Carved(
     ends_ms=9_000_000,
     pins={"team": "ml", "session": "run-7"},
     made_by="key_maker",
+    config_version=1_000,
 )
 
 
@@ -41,6 +47,10 @@ async def control(postgres_dsn: str, valkey_url: str, tmp_path: Path) -> AsyncIt
     async with running_control(
         postgres_dsn, tmp_path, ValkeyHotState(connection), ValkeyDirectory(connection)
     ) as control:
+        async with control.context.change("default", "test") as change:
+            for name in ("bud_1", "bud_2"):
+                budget = Budget(name, "project", name, DAY, 9_000_000_000, since_version=change.config_version)
+                await budget_queries.insert(change.connection, "default", budget)
         yield control
     await connection.close()
 
@@ -226,6 +236,69 @@ async def test_a_budget_that_a_part_was_carved_from_keeps_its_window(control: Co
     async with control.context.change("default", "test") as change:
         await change.connection.execute("UPDATE delegations SET ended_at = now() - interval '2 minutes'")
     await control.ask("PATCH", f"budgets/{made['budget_id']}", {"window": "week"})
+
+
+async def version_of(control: Control) -> int:
+    return (await control.context.publisher.published_versions())["default"]
+
+
+@pytest.mark.parametrize("change", ["window", "gone"])
+@pytest.mark.parametrize("value", ["", "@ada"])
+async def test_a_part_that_was_carved_before_a_budget_has_changed_is_not_made(
+    control: Control, change: str, value: str
+) -> None:
+    """A gateway that has not heard of the change holds it in a window that its calls would be missing from."""
+    made = await control.ask("PUT", "budgets", {"team": "ml", "limit_usd": "5", "window": "day"})
+    budget_id, version = made["budget_id"], await version_of(control)
+    carved = replace(CARVED, covers=("bud_1", budget_id + value, "bud_2@ada"), config_version=version)
+    if change == "gone":
+        await control.call("DELETE", f"/api/v1/budgets/{budget_id}")
+    else:
+        await control.ask("PATCH", f"budgets/{budget_id}", {"window": "lifetime"})
+    for late in (carved, replace(carved, config_version=version - 1)):
+        with pytest.raises(DeclinedError, match=budget_id) as declined:
+            await asking(control).delegate("default", late)
+        assert (declined.value.status, declined.value.code) == (409, "budget_changed")
+    assert await asking(control).find("default", "sub_1") is None
+    assert "sub_1" not in str(await control.ask("GET", "audit"))
+    if change == "window":
+        now = replace(carved, config_version=version + 1)
+        await asking(control).delegate("default", now)
+        refused = await control.call("PATCH", f"/api/v1/budgets/{budget_id}", {"window": "month"})
+        assert refused.json()["error"] == "has_parts"
+
+
+async def test_a_part_is_made_whatever_else_has_changed_since_it_was_carved(control: Control) -> None:
+    made = await control.ask("PUT", "budgets", {"team": "ml", "limit_usd": "5", "window": "day"})
+    other = await control.ask("PUT", "budgets", {"team": "tools", "limit_usd": "5", "window": "day"})
+    version = await version_of(control)
+    await control.ask("PATCH", f"budgets/{made['budget_id']}", {"limit_usd": "6", "extend": True})
+    await control.ask("PATCH", f"budgets/{other['budget_id']}", {"window": "lifetime"})
+    await control.ask("PUT", "budgets", {"team": "ml", "limit_usd": "5", "window": "month"})
+    await asking(control).delegate("default", replace(CARVED, covers=(made["budget_id"],), config_version=version))
+    sent = json.loads(json.dumps(asdict(replace(CARVED, budget_id="sub_2"))))
+    del sent["request_hash"], sent["key"], sent["config_version"]
+    own = {"authorization": f"Bearer {control.secrets.internal_token}"}
+    refused = await control.client.post("/internal/v1/orgs/default/delegations", json=sent, headers=own)
+    assert (refused.status_code, refused.json()["field"]) == (400, "config_version")
+
+
+async def test_a_part_of_a_part_is_made_while_that_lives_though_what_that_was_carved_from_is_gone(
+    control: Control,
+) -> None:
+    """Another part's calls are charged to it all the same, and a window can't have changed under it."""
+    made = await control.ask("PUT", "budgets", {"team": "ml", "limit_usd": "5", "window": "day"})
+    gone = made["budget_id"]
+    await asking(control).delegate("default", replace(CARVED, covers=(gone,)))
+    await control.call("DELETE", f"/api/v1/budgets/{gone}")
+    inner = replace(CARVED, reservation_id="dlg_2", budget_id="sub_2", covers=("sub_1", gone))
+    await asking(control).delegate("default", inner)
+    with pytest.raises(DeclinedError, match=gone):
+        await asking(control).delegate("default", replace(inner, budget_id="sub_3", covers=(gone,)))
+    await asking(control).end("default", "sub_1", "key_maker")
+    with pytest.raises(DeclinedError, match="sub_1") as declined:
+        await asking(control).delegate("default", replace(inner, budget_id="sub_3", covers=("sub_1",)))
+    assert declined.value.code == "budget_changed"
 
 
 async def test_the_calls_of_a_part_are_held_as_what_it_was_carved_from_says_now(control: Control) -> None:

@@ -73,10 +73,19 @@ class Control(httpx.AsyncBaseTransport):
             return httpx.Response(409, json={"error": "too_many_parts", "message": "too many"})
         if body["budget_id"] in self.kept:
             return httpx.Response(409, json={"error": "already_delegated", "message": "it is there"})
+        if self._is_overtaken(body):
+            return httpx.Response(409, json={"error": "budget_changed", "message": "it has changed"})
         answer = await self._delegate(body)
         if lost == "answer":
             raise httpx.ReadTimeout("lost")
         return httpx.Response(201, json=answer)
+
+    def _is_overtaken(self, body: dict[str, Any]) -> bool:
+        """Whether what a part was carved from has another window by now, or is gone."""
+        assert self.world is not None
+        since = {each.budget_id: each.since_version for each in self.world.org.snapshot.budgets}
+        version = body["config_version"]
+        return any(since.get(name.partition("@")[0], version + 1) > version for name in body["covers"])
 
     async def _delegate(self, body: dict[str, Any]) -> dict[str, Any]:
         assert self.world is not None
@@ -232,6 +241,20 @@ async def test_no_more_than_the_part_can_be_spent_by_its_key(scene: Scene) -> No
     assert await scene.spend(part["key"], 600_000) == 402, "a call of 36 cents"
     assert await scene.spend(part["key"], 500_000) == 200
     assert await scene.spend(part["key"], 50_000) == 402, "3 cents, of one that is left"
+
+
+async def test_a_parts_window_is_of_the_hot_states_clock(scene: Scene) -> None:
+    """P9: a gateway that has heard nothing of that clock for long goes by its host's, which may be an hour off."""
+    budget_id = await budget_of(scene)
+    now_ms = scene.there.clock.now_ms
+    scene.there.assembly.snapshots._clock.learn(now_ms + 3_600_000)
+    part = await scene.delegate(budget_id, "0.60")
+    kept = scene.control.kept[part["budget_id"]]
+    assert kept["starts_ms"] == now_ms - MINUTE_MS
+    assert await scene.spend(part["key"], 500_000) == 200
+    assert (await scene.post(f"{part['budget_id']}/end")).status == 200
+    await scene.reap(after_ms=4_000)
+    assert scene.figures(budget_id) == (300_000_000, 0)
 
 
 async def test_parts_never_add_up_to_more_than_there_is(scene: Scene) -> None:
@@ -618,3 +641,29 @@ async def test_a_stream_in_a_part_is_held_as_the_budgets_say_that_the_part_was_c
         assert (await scene.there.call(asked, authorization=f"Bearer {key}")).status == 200
         modes[name] = [each for each in scene.there.events() if isinstance(each, Reservation)][-1].estimate_mode
     assert modes == {"maker": "stepped", "outer": "stepped", "inner": "stepped"}
+
+
+@pytest.mark.parametrize(("cost", "spent_nano"), [("0.10", 100_000_000), ("0.50", 500_000_000)])
+@pytest.mark.parametrize("book_expired", [True, False])
+async def test_what_expired_in_a_part_and_is_settled_after_it_is_not_passed_on(
+    scene: Scene, cost: str, spent_nano: int, book_expired: bool
+) -> None:
+    """What a part was carved from is charged once, when the part is settled (docs/reservations.md)."""
+    await scene.there.org.publish(book_expired=book_expired)
+    budget_id = await budget_of(scene)
+    part = await scene.delegate(budget_id, "0.80")
+    app, own = scene.there.assembly.app, scene.there.headers(authorization=f"Bearer {part['key']}")
+    body = {"amount_usd": "0.30", "hold_seconds": 60}
+    held = (await request(app, "/v1/reservations", body, headers=own)).json()
+    await scene.fold()
+    await scene.reap(after_ms=70_000)
+    booked_nano = 300_000_000 if book_expired else 0
+    assert scene.figures(part["budget_id"]) == (booked_nano, 0)
+    assert (await scene.post(f"{part['budget_id']}/end")).status == 200
+    await scene.reap(after_ms=4_000)
+    assert scene.figures(budget_id) == (booked_nano, 0)
+    path = f"/v1/reservations/{held['reservation_id']}/settle"
+    assert (await request(app, path, {"cost_usd": cost}, headers=scene.there.headers())).status == 200
+    await scene.fold()
+    assert scene.figures(part["budget_id"]) == (spent_nano, 0)
+    assert scene.figures(budget_id) == (booked_nano, 0)

@@ -90,6 +90,27 @@ async def find_covering(connection: Connection, org: str, budget_id: str) -> str
     return found
 
 
+async def find_overtaken(connection: Connection, org: str, covers: Sequence[str], config_version: int) -> str | None:
+    """One of the budgets `covers` of a part carved by configuration `config_version` that is no more as it was then.
+
+    It has got another window since, or is gone; of a part, it has ended. What a part covers that lives is as it was
+    when that one was carved, or gone since, because it keeps its window (`find_covering`). Cells of the cap matrix are
+    never covered.
+    """
+    found: str | None = await connection.fetchval(
+        "WITH live AS (SELECT budget_id, covers FROM delegations"
+        " WHERE org = $1 AND budget_id = ANY($2::text[]) AND ended_at IS NULL)"
+        " SELECT covered FROM unnest($2::text[]) AS covered"
+        " WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.budget_id = covered OR live.covers ? covered)"
+        " AND NOT EXISTS (SELECT 1 FROM budgets WHERE org = $1 AND budget_id = split_part(covered, '@', 1)"
+        " AND since_version <= $3) LIMIT 1",
+        org,
+        list(covers),
+        config_version,
+    )
+    return found
+
+
 async def list_below(connection: Connection, org: str, budget_id: str) -> Sequence[Record]:
     """A delegation, all that was made by its key, by those keys, and so on: outer ones first."""
     return await connection.fetch(

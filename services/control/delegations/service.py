@@ -35,6 +35,7 @@ Nano = Annotated[int, Field(gt=0, lt=2**63)]
 class NewDelegation(Body):
     """A part that the gateway has carved. `covers` are the budgets that the part is held against already.
 
+    `config_version` is the configuration by whose budgets it was carved.
     `request_hash` and `key` come with the request of a caller who named an Idempotency-Key: what tells it from others,
     and the part's key in clear. Else control makes the key.
     """
@@ -48,6 +49,7 @@ class NewDelegation(Body):
     ends_ms: Nano
     pins: dict[str, Name]
     made_by: Name
+    config_version: int = Field(ge=0, lt=2**63)
     request_hash: str = Field(default="", max_length=64)
     key: SecretStr = SecretStr("")
 
@@ -85,7 +87,8 @@ class EndedAnswer(BaseModel):
 async def delegate(context: Context, org: str, request: NewDelegation) -> NewDelegationAnswer:
     """Makes the key and budget of a part. 409 when there is one of this id: its key was shown once.
 
-    409, too, when the maker's key or the org has as many live parts as they may.
+    409, too, when the maker's key or the org has as many live parts as they may, and (`budget_changed`) when a budget
+    has changed since the part was carved from it.
     """
     for name, value in request.pins.items():
         check_name(f"pins.{name}", value)
@@ -97,6 +100,7 @@ async def delegate(context: Context, org: str, request: NewDelegation) -> NewDel
     async with context.change(org, request.made_by) as change:
         if await queries.find(change.connection, org, request.budget_id) is not None:
             raise conflict("already_delegated", f"{request.budget_id} was delegated already, and its key shown then")
+        await _check_budgets(change, request)
         await _check_room(change, request.made_by)
         await key_queries.insert(
             change.connection, key_id, org, hash_key(text, context.vault.pepper), text[-4:], "agent", pins
@@ -124,6 +128,16 @@ async def delegate(context: Context, org: str, request: NewDelegation) -> NewDel
 
 def _random_key() -> str:
     return KEY_PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM_CHARACTERS))
+
+
+async def _check_budgets(change: Change, request: NewDelegation) -> None:
+    """Raises a 409 for a part that a gateway has carved from budgets of which it had not heard yet what they are now.
+
+    It would be held in a window that its calls are not counted in. From here on, windows stay (`has_parts`).
+    """
+    overtaken = await queries.find_overtaken(change.connection, change.org, request.covers, request.config_version)
+    if overtaken is not None:
+        raise conflict("budget_changed", f"budget {overtaken} has changed while a part was carved from it")
 
 
 async def _check_room(change: Change, made_by: str) -> None:

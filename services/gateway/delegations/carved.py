@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+# What control declines a part with when a budget that it was carved from has changed since: to be carved anew.
+OVERTAKEN: Final = "budget_changed"
 
 
 @dataclass(frozen=True, slots=True)
 class Carved:
     """A part that is held, as control is told of it.
 
-    One that is to be made once says what it was asked for with and brings its key; else control makes one.
+    It was carved by the budgets of configuration `config_version`, and control makes it where those that it `covers`
+    are still as they were then. One that is to be made once says what it was asked for with and brings its key; else
+    control makes one.
     """
 
     reservation_id: str
@@ -21,6 +26,7 @@ class Carved:
     ends_ms: int
     pins: Mapping[str, str]
     made_by: str
+    config_version: int
     request_hash: str = ""
     key: str = field(default="", repr=False)
 

@@ -20,7 +20,7 @@ from services.core.money import format_usd, parse_usd
 from services.core.ports import HotState, UnavailableError
 from services.core.windows import CalendarSpan
 from services.gateway.delegations.backing import SETTLE_MS, Backing, LapsedError, ask_control, refused
-from services.gateway.delegations.carved import Carved, Control, DeclinedError
+from services.gateway.delegations.carved import OVERTAKEN, Carved, Control, DeclinedError
 from services.gateway.delegations.once import Once, alone, other_body
 from services.gateway.plain_api import Caller, Told, away
 from services.gateway.refusal import RefusedError
@@ -119,13 +119,16 @@ class Desk:
         before = None if once is None else await self._begun_before(caller, once)
         held = before or await self._hold(caller, budget_id, body, pins, once)
         if isinstance(held, Denial):
-            return Told(NO_ROOM, told.refused(held))
+            headers = told.refusal_headers(held, self._clock.now_ms(), is_lasting=False)
+            return Told(NO_ROOM, told.refused(held), headers)
         carved = _carved(caller, budget_id, pins, held)
         if once is not None:
             carved = replace(carved, request_hash=once.request_hash, key=self._backing.key_of(caller, once.part_id))
         try:
             key = await self._control.delegate(caller.org, carved)
         except DeclinedError as error:
+            if error.code == OVERTAKEN:
+                raise await self._overtaken(held, once, error) from error
             if before is None:
                 self._holding.record(_nothing_spent(held, self._clock.now_ms()))
             there = None if once is None else await self._made_before(caller, once)
@@ -159,7 +162,9 @@ class Desk:
         self, caller: Caller, budget_id: str, body: DelegateBody, pins: Mapping[str, str], once: Once | None
     ) -> Reservation | Denial:
         ulid = ULID()
-        now_ms = self._clock.now_ms()
+        # A part's one window is decided here, for good: by the hot state's own clock (P9), which this gateway may not
+        # have heard of yet.
+        now_ms = await ask(self._hot_state.now_ms())
         span = CalendarSpan(now_ms - _BEFORE_MS, now_ms + body.expires_in_seconds * 1000)
         part_id = f"{parts.BUDGET_PREFIX}{ulid}" if once is None else once.part_id
         # In the session that its calls will be in: what caps each session is carved there, or not at all.
@@ -190,6 +195,17 @@ class Desk:
             return away(f"control is away, and a part needs a key{_NOTHING_HELD}")
         await quietly(self._history.carved(once.part_id, held))
         return away(f"control is away, and a part needs a key{_STAYS_HELD}")
+
+    async def _overtaken(self, held: Reservation, once: Once | None, error: DeclinedError) -> RefusedError:
+        """What is told when a budget that a part was carved from has changed since: it is to be carved anew.
+
+        No part is made of this hold any more, also not by an earlier try that is still under way: it can be given back.
+        """
+        ending = _nothing_spent(held, self._clock.now_ms())
+        if once is not None:
+            await quietly(self._history.carved_in_vain(once.part_id, held, ending))
+        self._holding.record(ending)
+        return away(f"{error}{_NOTHING_HELD}")
 
     async def find(self, caller: Caller, budget_id: str) -> Told:
         """Where a part stands."""
@@ -327,6 +343,7 @@ def _carved(caller: Caller, budget_id: str, pins: Mapping[str, str], held: Reser
         ends_ms=part.span.end_ms,
         pins=pins,
         made_by=caller.identity.key_id,
+        config_version=held.facts.config_version,
     )
 
 
