@@ -12,6 +12,8 @@ HEAD = """# Settings
 Every service reads its settings from the environment; each needs only some of them. `farthing up` sets them all. On a
 cluster start each service with `farthing service gateway` (or `control`, `ledger`, `aggregator`, `sandbox`).
 
+What an org decides for itself (models and routes without a price, expired holds) it does with `farthing org set`.
+
 This page is made by `python -m tools.dump_settings`.
 
 | variable | default | what it is |

@@ -35,10 +35,17 @@ def set_org(
             "--allow-unpriced-routes/--refuse-unpriced-routes", help="Routes whose cost can't be known: let through."
         ),
     ] = None,
+    expired_holds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Until a late settlement: booked, they count what was held; released, they count nothing.",
+        ),
+    ] = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Change what becomes of models and routes that have no price; what is left out stays."""
+    """Change what becomes of models and routes without a price, and of expired holds; what is left out stays."""
     body: dict[str, Any] = {}
     if unknown_models is not None:
         body["unknown_models"] = {"policy": unknown_models, "priced_as": _target(priced_as)}
@@ -46,6 +53,8 @@ def set_org(
         raise CommandError("--priced-as goes with --unknown-models fallback_price", "invalid_request", "priced_as")
     if allow_unpriced_routes is not None:
         body["allow_unpriced_routes"] = allow_unpriced_routes
+    if expired_holds is not None:
+        body["expired_holds"] = expired_holds
     with connect(data_dir) as api:
         answer = api.patch("/api/v1/org", body)
     _tell(answer, as_json)
@@ -63,7 +72,7 @@ def _tell(answer: Any, as_json: bool) -> None:
     out.print(f"Price catalog: {answer['catalog_version']}.")
     out.print(f"Models without a price: {unknown['policy']}{priced_as}.")
     out.print(f"Routes without a price: {'let through' if answer['allow_unpriced_routes'] else 'refused'}.")
-    out.print(f"A hold lives {answer['hold_ms'] / 1000:g} s.")
+    out.print(f"A hold lives {answer['hold_ms'] / 1000:g} s; one that expires is {answer['expired_holds']}.")
 
 
 def _target(text: str | None) -> dict[str, str] | None:

@@ -68,6 +68,10 @@ class Change:
             self.connection, self.org, self.config_version, self.actor, action, target, before, after
         )
 
+    async def take_back(self) -> int:
+        """For a write that finds nothing to change, and wrote nothing: makes no version. The one that there is."""
+        return await org_queries.take_back(self.connection, self.org)
+
 
 @dataclass(frozen=True, slots=True)
 class Context:

@@ -15,6 +15,7 @@ from services.ledger.query import COLUMNS, SPEND_FIGURES, CursorError, Scope, sp
 
 BillingDimension = Literal["billing_class", "project", "session"]
 
+_GIVEN_AS: Final = "nextCursor"
 _MAX_INT128: Final = 2**127 - 1
 _MAX_INSTANT_MS: Final = 10**15
 # Rows are only ever added, so that those recorded before a moment stay the same ones: pages add up, whatever comes in.
@@ -85,7 +86,7 @@ async def billing_spend(
         "asOf": format_time(as_of_ms),
         "rows": [_row_fields(row) for row in shown],
         "total": _figures(total),
-        "nextCursor": None
+        _GIVEN_AS: None
         if last is None
         else encode_place(query, Place(since_ms, as_of_ms, last["spent_nano"], last["value"])),
     }
@@ -103,7 +104,7 @@ def decode_place(query: BillingQuery, cursor: str) -> Place:
         padded = cursor.encode() + b"=" * (-len(cursor) % 4)
         fields = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, RecursionError) as error:
-        raise CursorError("not a cursor") from error
+        raise CursorError("not a cursor", _GIVEN_AS) from error
     match fields:
         case [query.digest, int(since_ms), int(as_of_ms), int(spent_nano), str(value)] if (
             not any(isinstance(each, bool) for each in fields)
@@ -111,7 +112,7 @@ def decode_place(query: BillingQuery, cursor: str) -> Place:
             and abs(spent_nano) <= _MAX_INT128
         ):
             return Place(since_ms, as_of_ms, spent_nano, value)
-    raise CursorError("not a cursor of this query")
+    raise CursorError("not a cursor of this query", _GIVEN_AS)
 
 
 def _row_fields(row: Mapping[str, Any]) -> dict[str, Any]:

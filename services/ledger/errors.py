@@ -80,8 +80,9 @@ async def _named_field(_request: Request, error: Exception) -> Response:
     return _answer(400, "invalid_request", str(error), error.field)
 
 
-async def _cursor_error(_request: Request, _error: Exception) -> Response:
-    message = "cursor must be the next_cursor of an earlier answer, unchanged"
+async def _cursor_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, CursorError)
+    message = f"cursor must be the {error.given_as} of an earlier answer, unchanged"
     return _answer(400, "invalid_request", message, "cursor")
 
 

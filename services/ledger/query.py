@@ -72,7 +72,11 @@ def spends(seen: str = "") -> str:
 
 
 class CursorError(ValueError):
-    """The text is not a cursor that the ledger gave."""
+    """The text is not a cursor that the ledger gave, in an answer's field `given_as`."""
+
+    def __init__(self, reason: str, given_as: str = "next_cursor") -> None:
+        super().__init__(reason)
+        self.given_as = given_as
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,25 @@ async def test_a_cell_that_is_null_is_removed(control: Control) -> None:
     assert await patch(control, {"metered.openai": None, "byok.google": None}) == kept
 
 
+@pytest.mark.parametrize(
+    "caps",
+    [
+        {"byok.nothere": None},
+        {"metered.openai": {"daily": "10.0"}},
+        {"metered.openai": {"daily": 10, "monthly": None}, "local.vllm": None},
+    ],
+)
+async def test_a_change_that_changes_nothing_makes_no_version(control: Control, caps: Any) -> None:
+    before = await control.ask("PATCH", POLICY, {"caps": {"metered.openai": {"daily": "10", "monthly": None}}})
+    audit = await control.ask("GET", "audit")
+    assert await control.ask("PATCH", POLICY, {"caps": caps}) == before
+    assert (await control.ask("GET", POLICY))["configVersion"] == before["configVersion"]
+    assert await control.ask("GET", "audit") == audit
+    assert (await published(control)).version == before["configVersion"]
+    after = await control.ask("PATCH", POLICY, {"caps": {**caps, "metered.openai": {"monthly": 0}}})
+    assert after["configVersion"] == before["configVersion"] + 1 == (await published(control)).version
+
+
 async def test_a_change_answers_with_the_version_it_made(control: Control) -> None:
     before = (await control.ask("GET", POLICY))["configVersion"]
     answer = await control.ask("PATCH", POLICY, {"caps": {"metered.openai": {"daily": "1"}}})

@@ -198,6 +198,7 @@ ORG = {
     "hold_ms": 900_000,
     "unknown_models": {"policy": "fallback_price", "priced_as": {"vendor": "openai", "model": "gpt-4o"}},
     "allow_unpriced_routes": True,
+    "expired_holds": "booked",
 }
 
 
@@ -680,7 +681,12 @@ class Run:
         (
             ["org", "show"],
             ("GET", "/api/v1/org", None),
-            ["default", "cafe", "fallback_price of openai/gpt-4o", "900 s"],
+            ["default", "cafe", "fallback_price of openai/gpt-4o", "A hold lives 900 s; one that expires is booked."],
+        ),
+        (
+            ["org", "set", "--expired-holds", "released"],
+            ("PATCH", "/api/v1/org", {"expired_holds": "released"}),
+            ["A hold lives 900 s"],
         ),
         (
             ["org", "set", "--unknown-models", "fallback_price", "--priced-as", "openai/gpt-4o"],

@@ -45,6 +45,8 @@ def test_the_snapshot_says_what_the_rows_say() -> None:
     assert (snapshot.hold_ms, snapshot.book_expired) == (900_000, True)
     assert set(snapshot.budgets) == set(BUDGETS)
     assert dict(snapshot.connections) == {each.vendor: each for each in CONNECTIONS}
+    released = replace(ORG, book_expired=False)
+    assert decode_snapshot(encode_snapshot(compile_snapshot(released, [], []))).book_expired is False
 
 
 def test_the_snapshot_says_how_prices_and_routes_are_the_orgs_own() -> None:

@@ -112,7 +112,9 @@ async def get_policy(admin: Admin, org_id: str) -> CapPolicy:
 
 
 async def change_policy(admin: Admin, org_id: str, request: ChangeCapPolicy) -> CapPolicy:
-    """Changes cells of the admin's own org in one version; 403 and 404 as for `get_policy`."""
+    """Changes cells of the admin's own org in one version, or in none where all is so already; 403 and 404 as for
+    `get_policy`.
+    """
     await _check_org(admin, org_id)
     if not request.caps:
         raise invalid("caps", 'caps is empty; name a cell to change, such as {"metered.openai": {"daily": "10.00"}}')
@@ -125,11 +127,13 @@ async def change_policy(admin: Admin, org_id: str, request: ChangeCapPolicy) -> 
                 await queries.delete_cell(change.connection, admin.org, billing_class)
                 continue
             for period, limit_nano in limits.items():
-                cap = _changed(
-                    known.get((billing_class, period)), billing_class, period, limit_nano, change.config_version
-                )
-                await queries.upsert(change.connection, admin.org, cap)
+                there = known.get((billing_class, period))
+                cap = _changed(there, billing_class, period, limit_nano, change.config_version)
+                if cap != there:
+                    await queries.upsert(change.connection, admin.org, cap)
         after = await queries.list_caps(change.connection, admin.org)
+        if after == before:
+            return _policy(admin.org, await change.take_back(), before)
         cells = len({each.billing_class for each in after})
         if cells > MAX_CELLS:
             raise conflict("too_many_caps", f"the cap matrix would have {cells} cells, and {MAX_CELLS} are the most")

@@ -22,6 +22,14 @@ async def bump(connection: Connection, org: str) -> int:
     return version
 
 
+async def take_back(connection: Connection, org: str) -> int:
+    """The version from before `bump`, which holds again; in the same transaction, so that nobody saw the other."""
+    version: int = await connection.fetchval(
+        "UPDATE orgs SET config_version = config_version - 1 WHERE name = $1 RETURNING config_version", org
+    )
+    return version
+
+
 async def find(connection: Connection, org: str) -> OrgRecord:
     """An org that exists: orgs are never deleted."""
     row = await connection.fetchrow(f"SELECT {_COLUMNS} FROM orgs WHERE name = $1", org)
@@ -63,19 +71,18 @@ async def set_catalog(connection: Connection, org: str, catalog_version: str) ->
     return _record(row)
 
 
-async def set_policies(
-    connection: Connection, org: str, unknown_models: UnknownModels, allow_unpriced_routes: bool
-) -> OrgRecord:
-    """Sets what becomes of models and routes without a price."""
-    target = unknown_models.priced_as
+async def set_policies(connection: Connection, wanted: OrgRecord) -> OrgRecord:
+    """Sets what becomes of models and routes without a price, and of expired holds."""
+    target = wanted.unknown_models.priced_as
     row = await connection.fetchrow(
-        "UPDATE orgs SET unknown_models = $2, priced_as_vendor = $3, priced_as_model = $4, allow_unpriced_routes = $5"
-        f" WHERE name = $1 RETURNING {_COLUMNS}",
-        org,
-        unknown_models.policy,
+        "UPDATE orgs SET unknown_models = $2, priced_as_vendor = $3, priced_as_model = $4, allow_unpriced_routes = $5,"
+        f" book_expired = $6 WHERE name = $1 RETURNING {_COLUMNS}",
+        wanted.name,
+        wanted.unknown_models.policy,
         None if target is None else target.vendor,
         None if target is None else target.model,
-        allow_unpriced_routes,
+        wanted.allow_unpriced_routes,
+        wanted.book_expired,
     )
     assert row is not None
     return _record(row)

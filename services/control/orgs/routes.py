@@ -16,7 +16,7 @@ async def get_org(admin: AdminDep) -> service.Org:
 
 @router.patch("/org")
 async def change_org(admin: AdminDep, request: service.ChangeOrg) -> service.Org:
-    """Changes what becomes of models and routes that have no price; what is left out stays as it is."""
+    """Changes what becomes of models and routes that have no price, and of expired holds; what is left out stays."""
     return await service.change_org(admin, request)
 
 

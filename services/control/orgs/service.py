@@ -1,5 +1,6 @@
 """The caller's org and how it stands on the gateways."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Literal
 
@@ -17,6 +18,7 @@ from services.core.pricelist import PriceList
 from services.core.snapshot import Target, UnknownModelPolicy, UnknownModels
 
 HotStateText = Literal["warm", "cold", "unreachable"]
+ExpiredHolds = Literal["booked", "released"]
 
 
 class PricedAs(Body):
@@ -38,6 +40,7 @@ class ChangeOrg(Body):
 
     unknown_models: ChangeUnknownModels | None = None
     allow_unpriced_routes: bool | None = None
+    expired_holds: ExpiredHolds | None = None
 
 
 class Model(BaseModel):
@@ -63,6 +66,10 @@ class Org(BaseModel):
     hold_ms: int = Field(description="How long a call's hold lives.")
     unknown_models: UnknownModelsAnswer
     allow_unpriced_routes: bool = Field(description="Routes whose cost can't be known are let through, unheld.")
+    expired_holds: ExpiredHolds = Field(
+        description="What a hold that nobody settled in time counts as spent, until a late settlement corrects it:"
+        " booked, what was held; released, nothing."
+    )
     created_at: Instant
 
 
@@ -88,18 +95,24 @@ async def get_org(admin: Admin) -> Org:
 
 
 async def change_org(admin: Admin, request: ChangeOrg) -> Org:
-    """Changes the caller's org."""
-    if request.unknown_models is None and request.allow_unpriced_routes is None:
-        raise invalid("unknown_models", "name what to change: unknown_models or allow_unpriced_routes")
+    """Changes the caller's org; what is so already makes no version."""
+    if request.unknown_models is None and request.allow_unpriced_routes is None and request.expired_holds is None:
+        message = "name what to change: unknown_models, allow_unpriced_routes or expired_holds"
+        raise invalid("unknown_models", message)
     async with admin.change() as change:
         before = await queries.find(change.connection, admin.org)
-        unknown_models = before.unknown_models
+        created_at = await queries.find_created_at(change.connection, admin.org)
+        wanted = before
         if request.unknown_models is not None:
             _, prices = await read_prices(admin.context.prices, change.connection, admin.org)
-            unknown_models = _unknown_models(request.unknown_models, prices)
-        allow = before.allow_unpriced_routes if request.allow_unpriced_routes is None else request.allow_unpriced_routes
-        after = await queries.set_policies(change.connection, admin.org, unknown_models, allow)
-        created_at = await queries.find_created_at(change.connection, admin.org)
+            wanted = replace(wanted, unknown_models=_unknown_models(request.unknown_models, prices))
+        if request.allow_unpriced_routes is not None:
+            wanted = replace(wanted, allow_unpriced_routes=request.allow_unpriced_routes)
+        if request.expired_holds is not None:
+            wanted = replace(wanted, book_expired=request.expired_holds == "booked")
+        if wanted == before:
+            return _org(replace(before, config_version=await change.take_back()), created_at)
+        after = await queries.set_policies(change.connection, wanted)
         await change.audit("org.update", admin.org, before=org_fields(before), after=org_fields(after))
     return _org(after, created_at)
 
@@ -157,6 +170,7 @@ def org_fields(record: OrgRecord) -> dict[str, object]:
         "hold_ms": record.hold_ms,
         "unknown_models": _unknown_models_answer(record).model_dump(),
         "allow_unpriced_routes": record.allow_unpriced_routes,
+        "expired_holds": _expired_holds(record),
     }
 
 
@@ -168,6 +182,7 @@ def _org(record: OrgRecord, created_at: datetime) -> Org:
         hold_ms=record.hold_ms,
         unknown_models=_unknown_models_answer(record),
         allow_unpriced_routes=record.allow_unpriced_routes,
+        expired_holds=_expired_holds(record),
         created_at=created_at,
     )
 
@@ -176,3 +191,7 @@ def _unknown_models_answer(record: OrgRecord) -> UnknownModelsAnswer:
     target = record.unknown_models.priced_as
     priced_as = None if target is None else Model(vendor=target.vendor, model=target.model)
     return UnknownModelsAnswer(policy=record.unknown_models.policy, priced_as=priced_as)
+
+
+def _expired_holds(record: OrgRecord) -> ExpiredHolds:
+    return "booked" if record.book_expired else "released"
