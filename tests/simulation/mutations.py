@@ -4,7 +4,7 @@ Each is a context manager that has the services do one thing wrong for as long a
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,8 +16,10 @@ from services.core import fold
 from services.core.answers import Answer
 from services.core.budgets import Charge
 from services.core.hotstate import FoldStep, HoldRequest, OrgState
+from services.core.implied import HeldBackfills
 from services.core.snapshot import decode_snapshot
 from services.gateway import snapshots
+from services.gateway.pasts import Charged, Pasts
 from services.gateway.settle import Settler
 from tests.support.simulation.ports import SimHotState
 
@@ -150,6 +152,24 @@ def answer_forgotten() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def past_not_waited_for() -> Iterator[None]:
+    """The gateway checks a budget whose past is not made up for yet."""
+
+    async def wait(self: Pasts, charged: Collection[Charged]) -> None:
+        return None
+
+    with patch.object(Pasts, "wait", wait):
+        yield
+
+
+@contextmanager
+def open_holds_left_out() -> Iterator[None]:
+    """A backfill makes up for what calls have spent, and not for what those under way hold."""
+    with patch.object(HeldBackfills, "of", lambda self, holds: {}):
+        yield
+
+
 # Each bug, with the promises that it breaks: the first finding of a failing run must be of one of them.
 MUTATIONS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], tuple[str, ...]]] = {
     # The fold sees that the org has not kept what it has just folded, and goes no further.
@@ -161,4 +181,9 @@ MUTATIONS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], tuple[
     "part given back whole": (part_given_back_whole, ("BU-9",)),
     "part charged twice": (part_charged_twice, ("BU-9",)),
     "answer forgotten": (answer_forgotten, ("P2",)),
+}
+# The same of seeds in which budgets are made in the midst of calls.
+BACKFILL_MUTATIONS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], tuple[str, ...]]] = {
+    "past not waited for": (past_not_waited_for, ("P1",)),
+    "open holds left out": (open_holds_left_out, ("P1",)),
 }

@@ -41,13 +41,17 @@ class Tally:
 
 
 def run_seeds(
-    seeds: Iterable[int], until_failed: bool = False, with_rollbacks: bool = False, is_plain: bool = False
+    seeds: Iterable[int],
+    until_failed: bool = False,
+    with_rollbacks: bool = False,
+    is_plain: bool = False,
+    with_backfills: bool = False,
 ) -> Tally:
     """Runs the seeds in this process, one after another."""
     tally = Tally()
     with tidy():
         for seed in seeds:
-            world = simulate(seed, with_rollbacks=with_rollbacks, is_plain=is_plain)
+            world = simulate(seed, with_rollbacks=with_rollbacks, is_plain=is_plain, with_backfills=with_backfills)
             findings = verify(world)
             tally.runs += 1
             tally.calls += len(world.plan.calls)
@@ -74,9 +78,9 @@ def _chunks(first: int, count: int) -> Iterator[range]:
         yield range(begin, min(begin + CHUNK, first + count))
 
 
-def _one(seed: int, with_trace: bool, with_rollbacks: bool, is_plain: bool) -> int:
+def _one(seed: int, with_trace: bool, **kind: bool) -> int:
     with tidy():
-        world = simulate(seed, keep_trace=with_trace, with_rollbacks=with_rollbacks, is_plain=is_plain)
+        world = simulate(seed, keep_trace=with_trace, **kind)
         findings = verify(world)
     if with_trace:
         print("\n".join(world.lines))
@@ -96,13 +100,19 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="in so many processes")
     parser.add_argument("--rollbacks", action="store_true", help="the hot state may lose its last writes, too")
     parser.add_argument("--plain", action="store_true", help="calls alone: no reservation API, no parts of budgets")
+    parser.add_argument("--backfills", action="store_true", help="budgets are made in the midst of calls; plain")
     options = parser.parse_args()
+    kind = {
+        "with_rollbacks": options.rollbacks,
+        "is_plain": options.plain,
+        "with_backfills": options.backfills,
+    }
     if options.seed is not None:
-        return _one(options.seed, options.trace, options.rollbacks, options.plain)
+        return _one(options.seed, options.trace, **kind)
     began, total = time.monotonic(), Tally()
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for tally in pool.imap_unordered(
-            partial(run_seeds, with_rollbacks=options.rollbacks, is_plain=options.plain),
+            partial(run_seeds, **kind),
             _chunks(options.first, options.seeds),
         ):
             total.add(tally)

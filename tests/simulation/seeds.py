@@ -11,14 +11,32 @@ FOUND: Final[dict[int, str]] = {
     5740: "folded after a wipe by marks whose budgets were not published again yet: what calls implied was left out",
 }
 
-# With clients of the reservation API and of delegations beside the calls.
+_NOBODY_PAID: Final = "a hold that grew left out a full child for a parent that it had got since: nobody was charged"
+
+# With clients of the reservation API and of delegations beside the calls, and with budgets that get other parents.
 FOUND_BY_ERRANDS: Final[dict[int, str]] = {
     299: "the end of a try that was given up was kept late, in the place of the end that had been told since",
     3176: "a reservation grew past a child that falls back, and its end did not say that the parent had paid",
     3315: "another body under way turned a request away that had been answered long before",
     3894: "(the model) the end of a part does not say again what its reservation had left to a parent",
     5312: "a reservation that was found as it was was recorded by a later configuration, as if it had been made then",
+    8697: "(the model) nobody knows what a part had left to a parent whose reservation was never recorded",
+    30044: "(the model) what a wiped hot state had held unrecorded was held anew, at another time",
+    31050: "a call that went on to another vendor named the window that its budget no longer had, and no other",
+    **dict.fromkeys((33577, 33801, 35439), _NOBODY_PAID),
+    14760: "(the model) a refusal that was decided again, as its gateway had died, was one too many",
+    32542: "a gateway that had not heard the hot state's clock yet gave a part a window of its own clock",
+    101067: "(the model) a part that had to be carved anew was measured by the hold that had been given back",
+    60259: "(the model) a reservation grew into a budget's new window, and was implied in its admission's as well",
+    8292: "(the model) a hold that a new budget had held all along was moved, and judged as if it had asked for room",
 }
+
+# With budgets made in the midst of calls.
+_BARE: Final = (
+    "a wiped org was rebuilt before control had published it again: what calls implied was left out, and gateways that"
+    " had once found the past made up for went on by it"
+)
+FOUND_BY_BACKFILLS: Final[dict[int, str]] = dict.fromkeys((40161, 40192, 40211), _BARE)
 
 _UNTOLD: Final = (
     "a look at what a batch had spent was put off when the hot state did not answer, and died with its process: of a"

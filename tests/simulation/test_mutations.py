@@ -2,18 +2,18 @@
 
 import pytest
 
-from tests.simulation.mutations import MUTATIONS
+from tests.simulation.mutations import BACKFILL_MUTATIONS, MUTATIONS
 from tests.simulation.run import run_seeds
 
 # All of these are through in less than a minute.
 WITHIN = 300
 
 
-@pytest.mark.parametrize("name", sorted(MUTATIONS))
+@pytest.mark.parametrize("name", sorted({**MUTATIONS, **BACKFILL_MUTATIONS}))
 def test_a_planted_bug_is_caught_within_a_minute(name: str) -> None:
-    plant, promises = MUTATIONS[name]
+    plant, promises = {**MUTATIONS, **BACKFILL_MUTATIONS}[name]
     with plant():
-        tally = run_seeds(range(WITHIN), until_failed=True)
+        tally = run_seeds(range(WITHIN), until_failed=True, with_backfills=name in BACKFILL_MUTATIONS)
     assert tally.failed, f"{name!r} went unnoticed in {WITHIN} seeds"
     ((seed, findings),) = tally.failed.items()
     assert {promise for promise, _ in findings} & set(promises), f"seed {seed}: {findings[:3]}"

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.run import run_seeds, show
-from tests.simulation.seeds import FOUND, FOUND_BY_ERRANDS, FOUND_WITH_ROLLBACKS
+from tests.simulation.seeds import FOUND, FOUND_BY_BACKFILLS, FOUND_BY_ERRANDS, FOUND_WITH_ROLLBACKS
 from tests.support.simulation.verify import verify
 from tests.support.simulation.world import simulate, tidy
 
 SEEDS, PARTS = 2000, 10
 ROLLBACK_SEEDS = 300
+BACKFILL_SEEDS = 100
 # What every part of the runs has to show.
 WANTED = {
     "spend.reservation.created.v1",
@@ -56,9 +57,13 @@ def test_every_promise_holds_in_every_world(part: int) -> None:
     assert not WANTED - {name for name, times in tally.seen.items() if times}
 
 
-@pytest.mark.parametrize(("found", "is_plain"), [(FOUND, True), (FOUND_BY_ERRANDS, False)], ids=["plain", "errands"])
-def test_what_seeds_found_once_they_do_not_find_again(found: dict[int, str], is_plain: bool) -> None:
-    tally = run_seeds(found, is_plain=is_plain)
+@pytest.mark.parametrize(
+    ("found", "kind"),
+    [(FOUND, {"is_plain": True}), (FOUND_BY_ERRANDS, {}), (FOUND_BY_BACKFILLS, {"with_backfills": True})],
+    ids=["plain", "errands", "backfills"],
+)
+def test_what_seeds_found_once_they_do_not_find_again(found: dict[int, str], kind: dict[str, bool]) -> None:
+    tally = run_seeds(found, **kind)
     assert not tally.failed, "\n".join(f"{found[seed]}\n{show(seed, each)}" for seed, each in tally.failed.items())
 
 
@@ -77,6 +82,15 @@ def test_a_hot_state_that_lost_its_last_writes_has_them_folded_again() -> None:
             assert not findings, show(seed, findings)
             lost += len(world.lost)
     assert lost > ROLLBACK_SEEDS // 4
+
+
+def test_budgets_made_in_the_midst_of_calls_count_what_was_before_them() -> None:
+    tally = run_seeds(range(BACKFILL_SEEDS), with_backfills=True)
+    assert not tally.failed, "\n".join(show(seed, findings) for seed, findings in tally.failed.items())
+    assert tally.admitted > 2 * BACKFILL_SEEDS
+    # Each makes three budgets, and a wipe takes none away.
+    assert tally.seen["backfilled"] == 3 * BACKFILL_SEEDS
+    assert tally.loads > BACKFILL_SEEDS // 10
 
 
 def test_a_seed_is_the_same_run_every_time() -> None:

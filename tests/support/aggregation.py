@@ -96,20 +96,23 @@ class LedgerTwin:
         return call_sums(org, messages, query)
 
 
+# Ids are never alike, whichever process makes them.
+_NUMBERS = count(1)
+
+
 class Parts:
     """The aggregator's parts over the given outside systems."""
 
     def __init__(
         self, log: EventLog, hot: HotState, directory: Directory, ledger: LedgerView, places: Sequence[TopicPartition]
     ) -> None:
-        numbers = count(1)
         self.stopping = asyncio.Event()
         self.told = Told()
         self.log = log
         self.places = tuple(places)
         self.patience = Patience(self.stopping)
         self.fences = Fences(log, hot, ledger, directory, self.told, self.patience)
-        new_id = lambda: f"epoch-{next(numbers)}"  # noqa: E731
+        new_id = lambda: f"epoch-{next(_NUMBERS)}"  # noqa: E731
         self.configs = Configs(hot, directory, Cel())
         self.thresholds = Thresholds(log, hot, self.configs)
         self.rebuilder = Rebuilder(

@@ -167,7 +167,7 @@ def judge(messages: Iterable[Message]) -> Verdict:
             continue
         kind = _KINDS[event["type"]]
         before = getattr(transaction, kind)
-        if before is not None and kind == "reservation" and _is_told_again(before, event):
+        if before is not None and _is_told_again(kind, before, event):
             verdict.repeated += 1
             continue
         assert before is None, f"{event['transaction_id']} has two {kind} events"
@@ -181,8 +181,13 @@ def judge(messages: Iterable[Message]) -> Verdict:
     return verdict
 
 
-def _is_told_again(before: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
-    """Whether a second reservation is of a deed that was asked for again, by its key, after its gateway had died."""
+def _is_told_again(kind: str, before: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
+    """Whether a second event is of a deed that was asked for again, by its key, after its gateway had died.
+
+    A reservation is then found as it was; a refusal is decided anew.
+    """
+    if kind != "reservation":
+        return kind == "denial" and event["transaction_id"].startswith(("rsv_", "dlg_"))
     of_the_outbox = {"producer", "sequence", "would_block", "parent_charged"}
     same = {name: value for name, value in event.items() if name not in of_the_outbox}
     return event["transaction_id"].startswith(("rsv_", "dlg_")) and same.items() <= before.items()
@@ -270,8 +275,8 @@ def check_parents(
     findings = []
     for name, each in verdict.transactions.items():
         for event in (each.reservation, each.settlement):
-            if event is None:
-                continue
+            if event is None or (each.reservation is None and _is_unknown_part(event)):
+                continue  # of such a part nobody knows what it had left out
             above, held = parents[event["config_version"]], covers.get(event["config_version"], {})
             charged = [charge["budget_id"].partition("@")[0] for charge in event["charges"]]
             says = event

@@ -84,14 +84,28 @@ class Configurations:
             event = each.settlement or each.expiry
             if event is None or event.get("route") == "delegation":
                 continue  # what a part did cost are its calls, which are charged themselves
-            said = {(charge["budget_id"], charge["window"]) for charge in event["charges"]}
             for budget in self.current.values():
-                if event["config_version"] >= budget["since_version"]:
+                if event["config_version"] >= budget["since_version"] and not _is_in_old_window(budget, event):
                     continue
+                said = _said(budget, event)
                 for slot in {*self._slots(budget, event), *self._as_parent(budget, event)}:
-                    if slot not in said:
+                    if slot[0] not in said:
                         spent[slot] += each.spent_nano
         return {slot: amount for slot, amount in spent.items() if amount}
+
+    def implied_slots(self, event: Fields, admitted: str) -> Iterable[tuple[str, str, int]]:
+        """What an event of an earlier configuration counts against without saying so, of the present budgets: (budget
+        id, window), and the version from which on it does. `admitted` is when its call was, as events spell it."""
+        if event.get("route") == "delegation":
+            return
+        told = {**event, "admitted_at": admitted}
+        for budget in self.current.values():
+            if event["config_version"] >= budget["since_version"]:
+                continue
+            said = _said(budget, event)
+            for budget_id, window in sorted({*self._slots(budget, told), *self._as_parent(budget, told)}):
+                if budget_id not in said:
+                    yield budget_id, window, budget["since_version"]
 
     def _as_parent(self, budget: Fields, event: Fields) -> Iterable[tuple[str, str]]:
         """What was charged to a budget in a window that it had counts in the one that it has, if only as a child's."""
@@ -168,6 +182,19 @@ def span_key(window: Fields, now_ms: int, session: str | None) -> str:
         begin, length = begin.replace(hour=0), timedelta(days=1)
     assert window["unit"] in ("hour", "day"), "the model knows hours and days, of zones without summer time"
     return f"c:{round(begin.timestamp() * 1000)}:{round((begin + length).timestamp() * 1000)}"
+
+
+def _said(budget: Fields, event: Fields) -> set[str]:
+    """The ids by which an event is charged to a budget in the window that it has now, be it in another span of that
+    than its call's: a reservation that grew is charged where it asked for more."""
+    return {each["budget_id"] for each in event["charges"] if _is_of(budget["window"], each["window"])}
+
+
+def _is_in_old_window(budget: Fields, event: Fields) -> bool:
+    """Whether an event is charged to a budget, and only in windows that it no longer has."""
+    charges = (each for each in event["charges"] if each["budget_id"].partition("@")[0] == budget["budget_id"])
+    windows = [each["window"] for each in charges]
+    return bool(windows) and not any(_is_of(budget["window"], each) for each in windows)
 
 
 def _is_of(window: Fields, key: str) -> bool:

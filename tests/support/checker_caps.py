@@ -4,14 +4,20 @@ Like `checker`, it imports nothing of Farthing.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from tests.support.checker import Known, Message, milliseconds, nano, readable, slot_of
 
 Limits = Mapping[int, Mapping[str, int | None]]
 Slot = tuple[str, str]
+# What an event counts against without saying so, given when its call was admitted (RFC 3339): (budget id, window), and
+# the version from which on it does.
+Implied = Callable[[Mapping[str, Any], str], Iterable[tuple[str, str, int]]]
+# By (topic, partition, offset), when (ms) the hot state folded that message.
+Folds = Mapping[tuple[str, int, int], Sequence[int]]
 MAX_MS = 2**63
 
 
@@ -28,6 +34,12 @@ class _Counted:
     held: list[tuple[int, int]]
     limit_nano: int
     spent_nano: int | None = None
+    # Of what is implied: the version of the configuration that made the budget count it, and the events that say so,
+    # by (topic, partition, offset), with the instants that they tell of.
+    since_version: int = 0
+    told: list[tuple[tuple[str, int, int], int]] = field(default_factory=list)
+    # Whether it was implied before it was charged, so that it never asked for room.
+    is_unasked: bool = False
 
     def amount(self, now_ms: int, lost: Sequence[tuple[int, int]], changes: Sequence["_Change"], slot: Slot) -> int:
         """What it counts at an instant: its cost once that is known, else what it held then.
@@ -63,6 +75,9 @@ class CapChecker:
     it knew of the log: a call admitted before that, whose reservation the log did not have yet, is in no one's sums.
     Nor is one that was admitted within `lost`, spans of time (ms) whose writes a hot state lost at their end. `unknown`
     are calls that the log tells too much of: what they held was changed, and the change not recorded.
+
+    A call that was decided under a configuration that knows a budget counts what calls of earlier ones imply for it
+    (BU-8), from when the hot state has folded an event that says so: `implied` and `folds`. Nothing refuses those.
     """
 
     def __init__(
@@ -71,11 +86,19 @@ class CapChecker:
         loads: Sequence[tuple[int, Known]] = (),
         lost: Sequence[tuple[int, int]] = (),
         unknown: Collection[str] = (),
+        implied: Implied = lambda _event, _admitted: (),
+        folds: Folds = MappingProxyType({}),
     ) -> None:
         self._limits = limits
         self._loads = loads
         self._lost = lost
         self._unknown = unknown
+        self._implied_by = implied
+        self._folds = folds
+        self._implied: dict[Slot, dict[str, _Counted]] = defaultdict(dict)
+        self._implied_of: dict[str, list[Slot]] = {}
+        # When calls were admitted, as their reservations spell it.
+        self._admitted: dict[str, str] = {}
         self._slots: dict[tuple[str, str], dict[str, _Counted]] = defaultdict(dict)
         self._slots_of: dict[str, list[tuple[str, str]]] = defaultdict(list)
         self._seen: dict[tuple[str, int, str], int] = {}
@@ -91,10 +114,15 @@ class CapChecker:
         """Any message of the log, before all are taken: what a hold was changed by is in the hot state before it is in
         the log, and another call that was admitted in between may be in the log before it."""
         event = readable(message)
-        if event is not None and event["type"] == "spend.hold.resized.v1":
-            slots = frozenset(slot_of(charge)[0] for charge in event["charges"])
-            change = _Change(milliseconds(event["time"]), nano(event["held_usd"]), slots)
-            self._changes[event["transaction_id"]].append(change)
+        if event is None:
+            return
+        name = event["transaction_id"]
+        if event["type"] == "spend.reservation.created.v1":
+            self._admitted.setdefault(name, event["time"])
+        elif event["type"] == "spend.hold.resized.v1":
+            slots = {slot_of(charge)[0] for charge in event["charges"]} | {slot for slot, _, _ in self._implies(event)}
+            change = _Change(milliseconds(event["time"]), nano(event["held_usd"]), frozenset(slots))
+            self._changes[name].append(change)
 
     def take(self, message: Message) -> None:
         """The next message of the log."""
@@ -123,6 +151,8 @@ class CapChecker:
                 self._loose.add(name)
                 for slot in self._slots_of.pop(name, []):
                     del self._slots[slot][name]
+                for slot in self._implied_of.pop(name, []):
+                    del self._implied[slot][name]
                 return
             if is_settlement or name not in self._ended:
                 self._ended[name] = amount
@@ -132,6 +162,7 @@ class CapChecker:
                 self._enter(message, event, milliseconds(event["admitted_at"]))
             for slot in self._slots_of[name]:
                 self._slots[slot][name].spent_nano = self._ended[name]
+            self._imply(message, event, MAX_MS)
         self._check_prefix(name)
 
     def strays(self) -> set[str]:
@@ -162,6 +193,9 @@ class CapChecker:
         """The largest limit since a version: a hold that is changed later is judged by a later configuration."""
         if budget.startswith("sub_"):  # a part of a budget, whose limit never changes
             return next((known[budget] for known in self._limits.values() if budget in known), None)
+        # What is made later counts from then on: a reservation that grows is charged to it, too.
+        known_since = min((version for version, known in self._limits.items() if budget in known), default=0)
+        since_version = max(since_version, known_since)
         limits = [known.get(budget) for version, known in self._limits.items() if version >= since_version]
         # One that is gone, or only watches by then, refuses nothing.
         return None if None in limits else max(each for each in limits if each is not None)
@@ -170,8 +204,10 @@ class CapChecker:
         name = event["transaction_id"]
         if name not in self._slots_of:
             self._enter(message, event, now_ms)
+            if name not in self._ended:
+                self._imply(message, event, now_ms)
         for slot in self._slots_of[name]:
-            self._check_own(slot, name, nano(event["held_usd"]), now_ms)
+            self._check_own(slot, event, now_ms)
             if name in self._ended:
                 self._slots[slot][name].spent_nano = self._ended[name]
 
@@ -182,24 +218,76 @@ class CapChecker:
         if before:
             admitted_ms = min(each.admitted_ms for each in before.values())
         self._enter(message, event, admitted_ms)
+        implied = {slot: self._implied[slot][name] for slot in self._implied_of.get(name, [])}
+        if name not in self._ended:
+            self._imply(message, event, now_ms)
         for slot in self._slots_of.get(name, []):
             counted, old = self._slots[slot][name], before.get(slot)
             # Against what it is charged to from now on it has held nothing until now.
             counted.held = [*(old.held if old else [(admitted_ms, 0)] if before else []), (now_ms, amount)]
             counted.spent_nano = self._ended.get(name)
-            if old is None or amount > old.held[-1][1]:
-                self._check_own(slot, name, amount, now_ms)
+            had = old or implied.get(slot)
+            if had is None or amount > had.held[-1][1]:
+                self._check_own(slot, event, now_ms)
             else:  # it asks for no room that it has not had
-                counted.limit_nano = max(counted.limit_nano, old.limit_nano)
+                counted.limit_nano = max(counted.limit_nano, had.limit_nano)
+                counted.is_unasked = old is None or old.is_unasked
 
-    def _check_own(self, slot: tuple[str, str], name: str, amount: int, now_ms: int) -> None:
+    def _implies(self, event: Mapping[str, Any]) -> Iterator[tuple[Slot, int | None, int]]:
+        """What an event counts against without saying so, in which buckets, and from which version on."""
+        admitted = event.get("admitted_at") or self._admitted.get(event["transaction_id"])
+        for budget_id, window, since_version in () if admitted is None else self._implied_by(event, admitted):
+            yield (*slot_of({"budget_id": budget_id, "window": window}), since_version)
+
+    def _imply(self, message: Message, event: dict[str, Any], now_ms: int) -> None:
+        """Takes in what an event implies, in the place of what the call's event before it did."""
+        name, amount = event["transaction_id"], nano(event["held_usd"])
+        before = {slot: self._implied[slot].pop(name) for slot in self._implied_of.pop(name, [])}
+        place = (message.topic, message.partition)
+        for slot, bucket, since_version in self._implies(event):
+            counted = before.get(slot)
+            if counted is None:
+                admitted_ms = milliseconds(event.get("admitted_at") or self._admitted[name])
+                held = [(admitted_ms if now_ms == MAX_MS else now_ms, amount)]
+                counted = _Counted(name, admitted_ms, place, message.offset, bucket, held, 0)
+            elif now_ms != MAX_MS:
+                counted.held.append((now_ms, amount))
+            counted.told.append(((*place, message.offset), now_ms))
+            counted.since_version, counted.spent_nano = since_version, self._ended.get(name)
+            self._implied[slot][name] = counted
+            self._implied_of.setdefault(name, []).append(slot)
+
+    def _is_known(self, each: _Counted, now_ms: int) -> bool:
+        """Whether the hot state has folded by then, and not lost again, that a call counts without saying so.
+
+        An event whose hold was changed before it was folded does not tell: that of the change does.
+        """
+        changes = self._changes.get(each.name, ())
+        return any(
+            folded_ms < now_ms
+            and not any(begin_ms <= folded_ms <= end_ms <= now_ms for begin_ms, end_ms in self._lost)
+            and not any(told_ms < change.since_ms <= folded_ms for change in changes)
+            for place, told_ms in each.told
+            for folded_ms in self._folded_ms(place)
+        )
+
+    def _folded_ms(self, place: tuple[str, int, int]) -> Iterator[int]:
+        yield from self._folds.get(place, ())
+        yield from (at_ms for at_ms, known in self._loads if place[2] < known.get(place[:2], 0))
+
+    def _check_own(self, slot: Slot, event: Mapping[str, Any], now_ms: int) -> None:
         """That there was room for a call when it was admitted, or grew, among those that were there before it."""
+        name, amount = event["transaction_id"], nano(event["held_usd"])
         own = self._slots[slot][name]
         others = [
             each
             for each in self._slots[slot].values()
             if each.name != name and each.admitted_ms < now_ms and not self._is_stray(each, now_ms)
         ]
+        for each in self._implied[slot].values():
+            counts = each.name != name and each.since_version <= event["config_version"]
+            if counts and not self._is_stray(each, now_ms) and self._is_known(each, now_ms):
+                others.append(each)
         total = amount + sum(self._amount(each, slot, now_ms) for each in others if not _has_left(each, slot, now_ms))
         if total > own.limit_nano:
             self.findings.append(f"{name} came to {total} of {own.limit_nano} nano-dollars in {slot}")
@@ -209,7 +297,8 @@ class CapChecker:
         for slot in self._slots_of.get(name, []):
             counted = list(self._slots[slot].values())
             now_ms = max(each.held[-1][0] for each in counted)
-            known = [each for each in counted if not self._is_stray(each, now_ms) and not _has_left(each, slot, now_ms)]
+            asked = [each for each in counted if not each.is_unasked and not self._is_stray(each, now_ms)]
+            known = [each for each in asked if not _has_left(each, slot, now_ms)]
             total = sum(self._amount(each, slot, now_ms) for each in known)
             most = max((each.limit_nano for each in counted), default=0)
             if known and total > most:

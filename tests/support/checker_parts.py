@@ -21,16 +21,25 @@ class Part:
 
 
 def parts_of(verdict: Verdict) -> Iterator[Part]:
-    """Every part that was ever held."""
+    """Every part that was ever held.
+
+    One that had to be carved anew has several holds; its calls are of the last one, and the others were given back.
+    """
     charged: dict[str, dict[str, Transaction]] = {}
     for name, each in verdict.transactions.items():
         event = each.settlement or each.expiry or each.reservation
         for charge in () if event is None else event.get("charges", ()):
             charged.setdefault(charge["budget_id"], {})[name] = each
+    holds: dict[str, list[tuple[str, str]]] = {}
     for name, each in verdict.transactions.items():
         if each.reservation is not None and each.reservation["route"] == "delegation":
             told = dict(flag.partition(":")[::2] for flag in each.reservation["flags"])
-            yield Part(told["part"], name, each, charged.get(told["part"], {}))
+            holds.setdefault(told["part"], []).append((each.reservation["time"], name))
+    for part, held in holds.items():
+        *given_back, (_, last) = sorted(held)
+        for _, name in given_back:
+            yield Part(part, name, verdict.transactions[name], {})
+        yield Part(part, last, verdict.transactions[last], charged.get(part, {}))
 
 
 def check_parts(

@@ -250,10 +250,11 @@ async def backfill(twins: Twins, draw: Draw) -> None:
         draw.one_of([*twins.recent(), "txn_unseen_0"]): charges[draw.number(0, 1) :] for _ in range(draw.number(0, 2))
     }
     held = {name: HeldBackfill(_changed_at(twins, draw, name), tuple(some)) for name, some in holds.items()}
+    known = draw.one_of([None, twins.state.marks, twins.state.marks, "token-1"])
     if draw.number(0, 3) == 0:  # only prepares
-        await twins.backfill(Backfill({}, {}, filled, "", holds=held))
+        await twins.backfill(Backfill({}, {}, filled, "", holds=held, known=known))
         return
-    await twins.backfill(Backfill(fences, spent_nano, filled, f"token-{version}", holds=held))
+    await twins.backfill(Backfill(fences, spent_nano, filled, f"token-{version}", holds=held, known=known))
 
 
 def _changed_at(twins: Twins, draw: Draw, name: str) -> int:

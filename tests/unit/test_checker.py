@@ -19,6 +19,7 @@ from tests.support.checker import (
 )
 from tests.support.checker_budgets import Configurations, span_key
 from tests.support.checker_caps import CapChecker
+from tests.support.checker_parents import check_payers
 
 HOUR_MS = 3_600_000
 WINDOW = "c:0:3600000"
@@ -133,6 +134,77 @@ def test_a_hold_that_is_changed_counts_as_changed_from_then_on_wherever_the_log_
         log.messages.pop()
         log.resize("txn_1", at_ms, 70)
         assert "txn_2 came to 120 of 100" in log.caps()[0]
+
+
+# bud_2 is made by configuration 2, and counts the calls of the first one as well.
+MADE = {1: {"bud_1": 1000}, 2: {"bud_1": 1000, "bud_2": 100}}
+BOTH = [{"budget_id": name, "scope": "org:a", "window": WINDOW} for name in ("bud_1", "bud_2")]
+KNOWS = {"config_version": 2, "charges": BOTH}
+
+
+def implies(event: dict[str, Any], _admitted: str) -> list[tuple[str, str, int]]:
+    is_said = any(charge["budget_id"] == "bud_2" for charge in event["charges"])
+    return [] if is_said or event["config_version"] >= 2 else [("bud_2", WINDOW, 2)]
+
+
+def folded(*at_ms: int, offset: int = 0, topic: str = "spend.reservations.v1") -> dict[str, Any]:
+    """That the hot state has folded a message then."""
+    return {"implied": implies, "folds": {(topic, 0, offset): at_ms}}
+
+
+def test_what_a_new_budget_does_not_say_counts_from_when_it_is_folded() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.reserve("txn_2", 4, 60, **KNOWS)
+    assert "txn_2 came to 120 of 100" in log.caps(MADE, **folded(3))[0]
+    assert log.caps(MADE, **folded(4)) == log.caps(MADE, **folded()) == []
+    # Lost again, and folded again later; or loaded with all that was in the log.
+    assert log.caps(MADE, **folded(3), lost=[(2, 4)]) == []
+    assert log.caps(MADE, **folded(2, 3), lost=[(2, 2)]) != []
+    assert log.caps(MADE, **folded(), loads=[(2, {("spend.reservations.v1", 0): 1})]) != []
+
+
+def test_what_is_implied_counts_for_calls_that_know_the_budget_and_against_no_call_itself() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 600)
+    log.reserve("txn_2", 4, 60)
+    log.resize("txn_1", 5, 700)
+    assert log.caps(MADE, **folded(2)) == []
+    log.reserve("txn_3", 6, 1, **KNOWS)
+    assert "txn_3 came to 701 of 100 nano-dollars in ('bud_2'" in log.caps(MADE, **folded(2))[0]
+    # Nor for those that know the budget as it was before it was made to count them.
+    later = {**folded(2), "implied": lambda event, admitted: [(*each[:2], 3) for each in implies(event, admitted)]}
+    assert log.caps(MADE, **later) == []
+
+
+def test_what_is_implied_counts_as_it_was_changed_and_as_it_ended() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.resize("txn_1", 3, 90)
+    log.reserve("txn_2", 6, 20, **KNOWS)
+    assert "txn_2 came to 110 of 100" in log.caps(MADE, **folded(2))[0]
+    # Folded when the hold was another already, it is not what the hot state goes by.
+    assert log.caps(MADE, **folded(4)) == []
+    assert log.caps(MADE, **folded(4, offset=1)) != []
+    log.settle("txn_1", 1, 90, 10)
+    log.reserve("txn_3", 7, 80, **KNOWS)
+    findings = log.caps(MADE, **folded(4, topic="spend.settlements.v1"))
+    assert [each for each in findings if "txn_3 came to 110 of 100" in each]
+    log.messages.pop()
+    log.reserve("txn_3", 7, 70, **KNOWS)
+    assert log.caps(MADE, **folded(4, topic="spend.settlements.v1")) == []
+
+
+def test_a_hold_that_was_implied_is_charged_with_room_or_without() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 300)
+    log.resize("txn_1", 3, 200, **KNOWS)
+    assert log.caps(MADE, implied=implies) == []
+    log.reserve("txn_2", 4, 1, **KNOWS)
+    assert "txn_2 came to 201 of 100" in log.caps(MADE, implied=implies)[0]
+    log.messages.pop()
+    log.resize("txn_1", 5, 210, **KNOWS)
+    assert "txn_1 came to 210 of 100" in log.caps(MADE, implied=implies)[0]
 
 
 def test_a_change_that_the_hot_state_has_lost_takes_no_ones_room() -> None:
@@ -270,6 +342,34 @@ def test_a_parent_that_was_passed_over_is_found() -> None:
     assert len(check_parents(verdict, {1: {"bud_1": "bud_2", "bud_2": None}})) == 1
 
 
+def test_nobody_knows_what_a_part_left_out_that_was_never_recorded() -> None:
+    parents = {1: {"bud_1": "bud_2", "bud_2": None}}
+    for cost, findings in ((0, 0), (1, 1)):
+        log = Log()
+        log.settle("dlg_1", 1, 60, cost, route="delegation")
+        assert len(check_parents(judge(log.messages), parents)) == findings
+
+
+def test_a_child_that_was_left_out_has_somebody_above_it_that_pays() -> None:
+    def published(parent: str | None, *covers: str) -> dict[str, dict[str, Any]]:
+        above = {"bud_1": None, "bud_c": parent, "bud_m": "bud_1", "bud_n": None}
+        budgets: dict[str, dict[str, Any]] = {name: {"parent_id": up, "covers": ()} for name, up in above.items()}
+        return {**budgets, "bud_n": {"parent_id": None, "covers": covers}}
+
+    def found(charged: str, versions: dict[int, dict[str, dict[str, Any]]], version: int = 1) -> int:
+        log = Log()
+        charges = [{"budget_id": charged, "scope": "org:a", "window": WINDOW}]
+        log.reserve("txn_1", 1, 60, charges=charges, parent_charged=["bud_c"], config_version=version)
+        return len(list(check_payers(judge(log.messages), versions)))
+
+    assert found("bud_1", {1: published("bud_m")}) == 0, "the top pays for what the middle has no room for"
+    assert found("bud_n", {1: published("bud_m")}) == 1
+    assert found("bud_n", {1: published("bud_m", "bud_1")}) == 0, "what holds the top for it pays"
+    assert found("bud_1", {1: published(None)}) == 1
+    changed = {1: published(None), 2: published("bud_m"), 3: published(None)}
+    assert [found("bud_1", changed, version) for version in (1, 2, 3)] == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("window", "key"),
     [
@@ -300,3 +400,33 @@ def test_what_earlier_calls_imply_is_counted_once_and_only_for_them() -> None:
     log.settle("txn_2", 1, 60, 20, config_version=2)
     log.settle("txn_3", 1, 60, 40, charges=[{"budget_id": "bud_2@ml", "scope": "team:ml", "window": "l"}])
     assert configurations.implied(judge(log.messages)) == {("bud_2@ml", "l"): 10}
+
+
+def test_a_call_that_names_an_old_window_alone_is_missed_in_the_new_one() -> None:
+    """Whichever configuration it is of."""
+    window = {"length_ms": HOUR_MS}
+    budget = {"budget_id": "bud_2", "scope_kind": "team", "scope_value": "ml", "window": window, "since_version": 2}
+    configurations = Configurations({})
+    configurations.take(json.dumps({"version": 2, "budgets": [budget]}).encode())
+    old, new = ({"budget_id": "bud_2", "scope": "team:ml", "window": key} for key in ("l", "r:60000:60:0"))
+    log = Log()
+    for number, charges in enumerate(([old], [old, new], [new], []), 1):
+        log.settle(f"txn_{number}", 1, 60, 10**number, charges=charges, config_version=2)
+    assert configurations.implied(judge(log.messages)) == {("bud_2", "r:60000:60:0"): 10}
+
+
+def test_what_an_event_implies_is_of_the_present_budgets_and_not_of_what_it_says() -> None:
+    budget = {"budget_id": "bud_2", "scope_kind": "team", "scope_value": "ml", "since_version": 2}
+    configurations = Configurations({})
+    for version, since, window in ((2, 2, {"of": "lifetime"}), (3, 3, {"every_ms": 1_000, "anchor_ms": 0})):
+        body = {"version": version, "budgets": [{**budget, "since_version": since, "window": window}]}
+        configurations.take(json.dumps(body).encode())
+    event = {"config_version": 2, "identity": {"team": "ml", "session": None}, "charges": []}
+    said = [("bud_2", "c:4000:5000", 3)]
+    assert list(configurations.implied_slots(event, text(4_500))) == said
+    # Its window of then counts in the present one; its present one is said, whichever span of it is.
+    other = {**event, "identity": {"team": "ops", "session": None}, "charges": [{"budget_id": "bud_2", "window": "l"}]}
+    assert list(configurations.implied_slots(other, text(4_500))) == said
+    for other in ({"charges": [{"budget_id": "bud_2", "window": "c:0:1000"}]}, {"config_version": 3}):
+        assert list(configurations.implied_slots({**event, **other}, text(4_500))) == []
+    assert list(configurations.implied_slots({**event, "route": "delegation"}, text(4_500))) == []

@@ -99,6 +99,8 @@ class SimControl:
         budget_id = asked["budget_id"]
         if budget_id in self.kept:
             return 409, {"error": "already_delegated", "message": "its key was shown"}
+        if self._is_overtaken(asked["covers"], asked["config_version"]):
+            return 409, {"error": "budget_changed", "message": "it is not what it was"}
         if sum(each["ended_ms"] is None for each in self.kept.values()) >= _MAX_LIVE:
             return 409, {"error": "too_many_parts", "message": "no more fit"}
         key = asked.pop("key", "") or KEY_PREFIX + f"{len(self.kept):040d}"
@@ -113,6 +115,14 @@ class SimControl:
         self._world.trace("delegated", budget_id, asked["limit_nano"], *asked["covers"])
         self.publish_soon.set()
         return 201, {"budget_id": budget_id, "key_id": key_of(budget_id), "key": key}
+
+    def _is_overtaken(self, covers: list[str], config_version: int) -> bool:
+        """Whether a budget has got another window since that configuration, or is gone; of a part, it has ended."""
+        outer = [self.kept[name] for name in covers if name in self.kept and self.kept[name]["ended_ms"] is None]
+        known = {name for each in outer for name in (each["budget_id"], *each["covers"])}
+        there = {each.budget_id: each.since_version for each in self._world.troubles.snapshots[ORG].budgets}
+        left = [name.partition("@")[0] for name in covers if name not in known]
+        return any(name in self.kept or there.get(name, config_version + 1) > config_version for name in left)
 
     def _below(self, budget_id: str) -> list[str]:
         """A part and all that was handed on of it, outer ones first."""

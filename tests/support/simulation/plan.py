@@ -15,6 +15,8 @@ EXPRESSION = 'user == "ada"'
 MODEL, CHEAPER, DEARER = "gpt-4o-mini", "gpt-4.1-nano", "gpt-4.1-mini"
 FALLBACKS = (Target("other", CHEAPER), Target("other", DEARER), Target("openai", CHEAPER))
 CALL_NANO = 125_000  # about what one call of the usual size holds
+# In how many seeds in a hundred budgets get another parent.
+REPARENTING = 20
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,11 @@ class Plan:
     ledger_every_s: float = 1.0
 
 
-def draw(seed: int, *, with_rollbacks: bool = False) -> Plan:
-    """The plan of a seed. With rollbacks, the hot state may lose its last writes, too, as when a replica takes over."""
+def draw(seed: int, *, with_rollbacks: bool = False, is_plain: bool = False) -> Plan:
+    """The plan of a seed. With rollbacks, the hot state may lose its last writes, too, as when a replica takes over.
+
+    A plain one, and one with rollbacks, has no budgets that get another parent.
+    """
     rng = Random(f"plan:{seed}")
     gateways, aggregators = rng.choice((1, 2, 2, 3)), rng.choice((1, 1, 2))
     lasts_s = rng.uniform(1.0, 6.0)
@@ -103,6 +108,8 @@ def draw(seed: int, *, with_rollbacks: bool = False) -> Plan:
     if plan.extends:
         plan.calls = [replace(each, max_tokens=None) if each.stream else each for each in plan.calls]
     plan.calls.sort(key=lambda each: each.at_s)
+    if not (with_rollbacks or is_plain):
+        plan.budgets = _reparented(Random(f"parents:{seed}"), plan.budgets, lasts_s)
     return plan
 
 
@@ -207,6 +214,37 @@ def _budgets(rng: Random, lasts_s: float) -> list[tuple[float, tuple[Budget, ...
             current[place] = replace(old, limit_nano=old.limit_nano * rng.choice((1, 3)) // 2)
         versions.append((at_s, tuple(current)))
     return versions
+
+
+def _reparented(
+    rng: Random, versions: list[tuple[float, tuple[Budget, ...]]], lasts_s: float
+) -> list[tuple[float, tuple[Budget, ...]]]:
+    """The changes, and in some seeds one or two more after them: a budget gets another parent, its first one, or none.
+
+    By chance of its own: the rest of a seed is what it would be without.
+    """
+    if rng.randrange(100) >= REPARENTING:
+        return versions
+    changed = list(versions)
+    for _ in range(rng.choice((1, 1, 2))):
+        at_s, current = changed[-1]
+        if not current:
+            break
+        by_id = {each.budget_id: each for each in current}
+        child = rng.choice(current)
+        others = [each for each in current if each.scope_value != "*" and child.budget_id not in _line(each, by_id)]
+        parent = rng.choice(others).budget_id if others and rng.random() < 0.9 else None
+        mode = rng.choice(("isolated", "fallback", "fallback"))
+        moved = replace(child, parent_id=parent, child_mode=mode)
+        now = tuple(moved if each is child else each for each in current)
+        changed.append((rng.uniform(at_s, max(at_s, lasts_s)), now))
+    return changed
+
+
+def _line(budget: Budget, by_id: dict[str, Budget]) -> list[str]:
+    """A budget and all above it."""
+    above = [] if budget.parent_id is None else _line(by_id[budget.parent_id], by_id)
+    return [budget.budget_id, *above]
 
 
 def _call(rng: Random, gateways: int, lasts_s: float) -> Call:

@@ -12,7 +12,7 @@ from services.adapters.memory import MemoryDirectory, MemoryHotState
 from services.core.answers import Answer, Answers
 from services.core.codec import to_message
 from services.core.events import Denial, Reservation, Stamped
-from services.core.hotstate import Admitted, HoldRequest, ReserveAnswer
+from services.core.hotstate import Admitted, Applied, HoldRequest, ReserveAnswer
 from services.core.ports import (
     GoneError,
     Incoming,
@@ -106,11 +106,15 @@ class Witness:
 
     def __init__(self) -> None:
         self.admitted: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {}
+        # By reservation, the incarnation of the hot state that held it.
+        self.held_by: dict[str, int] = {}
         self.released: set[str] = set()
         # Which holds were changed, and when, and against what they were held from then on.
         self.resized: list[tuple[str, int]] = []
         self.changed: dict[str, set[tuple[tuple[str, str], ...]]] = defaultdict(set)
         self.repeats: list[tuple[str, object, object]] = []
+        # By org, when each message was folded, by the hot state's clock.
+        self.folds: dict[str, dict[tuple[str, int, int], list[int]]] = defaultdict(lambda: defaultdict(list))
         # By org, when each rebuilt image was loaded, by the hot state's clock, and how much of the log it had.
         self.loads: dict[str, list[tuple[int, dict[tuple[str, int], int]]]] = defaultdict(list)
 
@@ -150,9 +154,12 @@ class SimHotState:
         answer = at_once(self._hot.reserve(request))
         if isinstance(answer, Admitted):
             charges = tuple((each.budget_id, each.window) for each in answer.charges)
-            if request.reservation_id in self._witness.released:
-                # Asked for again under its key, and held anew.
-                del self._witness.admitted[request.reservation_id]
+            born = self._network.incarnations.get("hot", 0)
+            is_lost = answer.found is None and self._witness.held_by.get(request.reservation_id) != born
+            if request.reservation_id in self._witness.released or is_lost:
+                # Asked for again under its key, and held anew: the first hold was released, or lost unrecorded.
+                self._witness.admitted.pop(request.reservation_id, None)
+            self._witness.held_by[request.reservation_id] = born
             self._witness.admitted.setdefault(request.reservation_id, (answer.now_ms, charges))
             self._witness.released.discard(request.reservation_id)
         self._network.trace("reserve", request.reservation_id, _shown(answer))
@@ -197,6 +204,9 @@ class SimHotState:
         def effect() -> Any:
             answer = at_once(self._hot.apply(org, place, steps, next_offset, *rest))
             self._network.trace(self._process.name, "folds", place, [each.offset for each in steps], answer)
+            for each in steps if isinstance(answer, Applied) else ():
+                folded = self._witness.folds[org][place.topic, place.partition, each.offset]
+                folded.append(at_once(self._hot.now_ms()))
             return answer
 
         return await self._carry("apply", effect)
@@ -325,8 +335,8 @@ class SimAnswers:
     async def find(self, org: str, name: str) -> Answer | None:
         return await self._carry("find an answer", lambda: at_once(self._answers.find(org, name)))  # type: ignore[no-any-return]
 
-    async def drop(self, org: str, name: str) -> None:
-        await self._carry("drop a claim", lambda: at_once(self._answers.drop(org, name)))
+    async def drop(self, org: str, name: str, request_hash: str) -> None:
+        await self._carry("drop a claim", lambda: at_once(self._answers.drop(org, name, request_hash)))
 
     async def _carry(self, what: str, effect: Callable[[], Any]) -> Any:
         return await self._network.carry(self._process, "hot", what, effect)

@@ -26,6 +26,7 @@ from tests.support.checker import (
 from tests.support.checker_answers import check_recorded, check_told
 from tests.support.checker_budgets import Configurations
 from tests.support.checker_caps import CapChecker
+from tests.support.checker_parents import check_payers
 from tests.support.checker_parts import check_parts
 from tests.support.history import TOPICS
 from tests.support.simulation.troubles import ALERTS, DENIALS
@@ -100,13 +101,21 @@ def _done_again(world: World) -> Iterator[str]:
 
 def _findings_of(world: World, verdict: Verdict, org: str, messages: list[Incoming]) -> Iterator[tuple[str, str]]:
     configurations, loads = world.configurations[org], world.witness.loads[org]
-    caps = CapChecker(configurations.limits(), loads, world.lost, _unknown_to_the_log(world, verdict))
+    caps = CapChecker(
+        configurations.limits(),
+        loads,
+        world.lost,
+        _unknown_to_the_log(world, verdict),
+        configurations.implied_slots,
+        world.witness.folds[org],
+    )
     for message in messages:
         caps.foresee(message)
     for message in messages:
         caps.take(message)
     yield from (("P1", each) for each in caps.findings)
     yield from (("BU-3", each) for each in check_parents(verdict, configurations.parents(), configurations.covers()))
+    yield from (("BU-3", each) for each in check_payers(verdict, configurations.versions))
     unheld = caps.strays() | {name for name, each in verdict.transactions.items() if _is_let_through(each)}
     yield from (("BU-9", each) for each in check_parts(verdict, configurations.limits(), unheld))
     state, now_ms = world.at_rest.state(org), world.rest_ms

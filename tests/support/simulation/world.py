@@ -314,8 +314,10 @@ def simulate(
     is_plain: bool = False,
     with_backfills: bool = False,
 ) -> World:
-    """Runs a seed, within `tidy`. A plain one has calls alone, and so has one with rollbacks, or with backfills: in that
-    one budgets are made in the midst of calls."""
+    """Runs a seed, within `tidy`. A plain one has calls alone, and so has one with rollbacks, or with backfills.
+
+    With backfills, budgets are made in the midst of calls.
+    """
     global _runs
     _runs += 1
     if _runs % 16 == 0:
