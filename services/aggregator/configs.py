@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.core.backfill import ImpliedBudgets
-from services.core.budgets import Budget
+from services.core.budgets import Budget, owner_id
 from services.core.hotstate import Marks
 from services.core.matching import Expressions
 from services.core.ports import Directory, HotState, UnavailableError
@@ -36,7 +36,7 @@ class OrgConfig:
 
     def find(self, budget_id: str) -> Budget | None:
         """The budget of an id, that of one value of it included."""
-        return self.budgets.get(budget_id.partition("@")[0])
+        return self.budgets.get(owner_id(budget_id))
 
 
 class Configs:

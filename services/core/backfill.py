@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any, Final
 
-from services.core.budgets import Budget, Charge
+from services.core.budgets import Budget, Charge, owner_id
 from services.core.events import CallFacts, Event, Expiry, HoldResized, Reservation, Settlement
 from services.core.hotstate import (
     CLOCK_MARGIN_MS,
@@ -169,7 +169,7 @@ class ImpliedBudgets:
         last_ms: dict[BudgetWindow, int] = {}
         for each in sums:
             for charge in self.charges(each.facts, each.admitted_at_ms, each.charged):
-                if charge.budget_id.partition("@")[0] in asked:
+                if owner_id(charge.budget_id) in asked:
                     slot = charge.budget_id, charge.window
                     spent[slot] = spent.get(slot, 0) + each.amount_nano
                     last_ms[slot] = max(last_ms.get(slot, 0), each.last_ms)
@@ -193,7 +193,7 @@ class ImpliedBudgets:
 
     def has(self, budget_id: str, window: str) -> bool:
         """Whether the key of a window, as it is in charges, is one of these budgets' present windows."""
-        budget = self._budgets.get(budget_id.partition("@")[0])
+        budget = self._budgets.get(owner_id(budget_id))
         return budget is not None and is_span_of(budget, parse_span(window))
 
     def _charged_before(self, charged: Iterable[BudgetWindow], matching: Sequence[Applicable]) -> Iterable[Applicable]:

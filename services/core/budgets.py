@@ -132,6 +132,11 @@ class Standing:
         return self.limit_nano - self.spent_nano - self.held_nano
 
 
+def owner_id(budget_id: str) -> str:
+    """The budget that an id in charges is of: that of one value (`core.matching.instance_id`) is its budget's own."""
+    return budget_id.partition("@")[0]
+
+
 def propose(budgets: Iterable[Budget], now_ms: int) -> tuple[Proposal, ...]:
     """One proposal a budget, for the spans that hold `now_ms`; raises `ValueError` for one whose window is a session.
 

@@ -9,7 +9,7 @@ settlement's charges. So it does when the hold's charges were changed in between
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from services.core.budgets import Charge
+from services.core.budgets import Charge, owner_id
 from services.core.codec import encode_facts
 from services.core.events import Denial, Expiry, HoldResized, Reservation, Settlement, Stamped
 from services.core.hotstate import (
@@ -150,7 +150,7 @@ def backfill(state: OrgState, fill: Backfill, now_ms: int) -> bool:
     for name, held in fill.holds.items():
         hold = state.holds.get(name)
         if hold is not None and hold.phase == "held" and hold.changed_at_ms == held.changed_at_ms:
-            others = (each for each in hold.implied if each.budget_id.partition("@")[0] not in fill.filled)
+            others = (each for each in hold.implied if owner_id(each.budget_id) not in fill.filled)
             _hold_implied(state, hold, (*others, *held.charges), now_ms)
     if not fill.token:
         return True

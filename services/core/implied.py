@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from services.core.backfill import ImpliedBudgets
-from services.core.budgets import Charge
+from services.core.budgets import Charge, owner_id
 from services.core.codec import decode_facts
 from services.core.codec_fields import UnreadableEventError
 from services.core.events import CallFacts, Event
@@ -53,7 +53,7 @@ class HeldBackfills:
             charges = self._decided.get(key)
             if charges is None:
                 charges = self._decided[key] = self._decide(hold)
-            if charges != tuple(each for each in hold.implied if each.budget_id.partition("@")[0] in since):
+            if charges != tuple(each for each in hold.implied if owner_id(each.budget_id) in since):
                 found[name] = HeldBackfill(hold.changed_at_ms, charges)
         return found
 

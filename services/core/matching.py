@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
-from services.core.budgets import EACH, MAX_BUDGETS_PER_CALL, MAX_DEPTH, SCOPE_KINDS, Budget, FullRule, Proposal
+from services.core.budgets import (
+    EACH,
+    MAX_BUDGETS_PER_CALL,
+    MAX_DEPTH,
+    SCOPE_KINDS,
+    Budget,
+    FullRule,
+    Proposal,
+    owner_id,
+)
 from services.core.events import CallFacts
 from services.core.parts import ROUTE as PART_ROUTE
 from services.core.windows import SessionWindow, span_at
@@ -117,7 +126,7 @@ class BudgetIndex:
 
     def find(self, budget_id: str) -> Budget | None:
         """The budget of an id, that of one value of it included."""
-        return self._by_id.get(budget_id.partition("@")[0])
+        return self._by_id.get(owner_id(budget_id))
 
     def matching(self, facts: CallFacts, models: Iterable[str] = ()) -> Matching:
         """Everything the call is charged to; `models` are more names of models that it asks for (a batch).

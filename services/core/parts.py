@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from services.core.budgets import Budget, Proposal, Standing
+from services.core.budgets import Budget, Proposal, Standing, owner_id
 from services.core.events import CallFacts, ComponentCost, Settlement
 from services.core.hotstate import WINDOW_GRACE_MS, DueHold
 from services.core.identity import KEY_PREFIX
@@ -82,10 +82,10 @@ def parts_held_alike(parts: Iterable[Budget], budgets: Iterable[Budget]) -> tupl
     A part of a part covers all that the outer one does, so parts need not be among them. What is gone says nothing.
     """
     all_parts = tuple(parts)
-    named = {name.partition("@")[0] for part in all_parts for name in part.covers}
+    named = {owner_id(name) for part in all_parts for name in part.covers}
     known: Mapping[str, Budget] = {each.budget_id: each for each in budgets if each.budget_id in named} if named else {}
     return tuple(
-        held_alike(part, [known[name] for each in part.covers if (name := each.partition("@")[0]) in known])
+        held_alike(part, [known[name] for each in part.covers if (name := owner_id(each)) in known])
         for part in all_parts
     )
 

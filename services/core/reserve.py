@@ -196,6 +196,23 @@ def charged(proposals: Iterable[Proposal], charges: Iterable[Charge]) -> list[Pr
     return [each for each in proposals if each.budget_id in budget_ids]
 
 
+def left_out(proposals: Iterable[Proposal], charges: Iterable[Charge]) -> tuple[str, ...]:
+    """The budgets that were full and let their parents pay: `parent_charged` in events (BU-3)."""
+    budget_ids = {each.budget_id for each in charges}
+    return tuple(
+        each.budget_id for each in proposals if each.full_rule == "parent" and each.budget_id not in budget_ids
+    )
+
+
+def only_watching(proposals: Iterable[Proposal], standings: Iterable[Standing]) -> tuple[str, ...]:
+    """The budgets that only watch and had no room: with the hold in their `standings` they are above their limits.
+
+    `would_block` in events (BU-4).
+    """
+    watching = {each.budget_id for each in proposals if each.full_rule == "pass"}
+    return tuple(each.budget_id for each in standings if each.remaining_nano < 0 and each.budget_id in watching)
+
+
 def refusal(
     config_version: int, now_ms: int, amount_nano: int, lacking: Sequence[Lacking], buckets: Mapping[str, Buckets]
 ) -> Refused:

@@ -11,6 +11,7 @@ from services.core.hotstate import MAX_FIGURE, Admitted, Cold, HoldOption, HoldR
 from services.core.matching import BudgetIndex, limit_at, paying_ids, rule_beside
 from services.core.parts import BUDGET_PREFIX
 from services.core.ports import HotState, NotSentError, UnavailableError
+from services.core.reserve import left_out, only_watching
 from services.core.windows import parse_span
 from services.gateway.options import CallOption
 from services.gateway.refusal import RefusedError, rebuilding
@@ -33,15 +34,12 @@ class Held:
     @property
     def parent_charged(self) -> tuple[str, ...]:
         """The budgets that were full and let their parents pay: proposed, and not charged (BU-3)."""
-        charged = {each.budget_id for each in self.admitted.charges}
-        return tuple(each.budget_id for each in self.proposed.proposals if each.budget_id not in charged)
+        return left_out(self.proposed.proposals, self.admitted.charges)
 
     @property
     def would_block(self) -> tuple[str, ...]:
         """The budgets that had no room and only watch (BU-4): with this hold they are above their limits."""
-        watching = {each.budget_id for each in self.proposed.proposals if each.full_rule == "pass"}
-        over = (each.budget_id for each in self.admitted.standings if each.remaining_nano < 0)
-        return tuple(budget_id for budget_id in over if budget_id in watching)
+        return only_watching(self.proposed.proposals, self.admitted.standings)
 
 
 class Holder:

@@ -11,6 +11,7 @@ from services.core.events import HoldResized
 from services.core.hotstate import Admitted, HoldRequest, StaleWindow
 from services.core.matching import Matching, asks_for_session, closed_cap, proposals_for
 from services.core.ports import HotState, OutboxEvent, OutboxFullError, UnavailableError
+from services.core.reserve import left_out
 from services.core.snapshot import Target
 from services.core.windows import parse_span
 from services.gateway.admit import AdmittedCall
@@ -136,9 +137,8 @@ class Mover:
             self._outbox.append([OutboxEvent(resized, event_headers(call.span))])
         except (OutboxFullError, UnavailableError):
             return None  # the hold is larger than it was recorded to be, and ends with the call's settlement
-        charged = {each.budget_id for each in answer.charges}
         call.charges = answer.charges
-        call.parent_charged = tuple(each.budget_id for each in proposals if each.budget_id not in charged)
+        call.parent_charged = left_out(proposals, answer.charges)
         call.standing = tightest(answer.standings)
         return call
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Protocol
 
-from services.core.budgets import Budget
+from services.core.budgets import Budget, owner_id
 from services.core.ports import HotState, UnavailableError
 from services.gateway.refusal import past_unknown, rebuilding
 
@@ -66,7 +66,7 @@ class Pasts:
 
         Raises `RefusedError` (503) when one is not for too long, and when the spend state is cold or can't be reached.
         """
-        while waiting := {id_: each for each in charged if (id_ := each.budget_id.partition("@")[0]) in self.unknown}:
+        while waiting := {id_: each for each in charged if (id_ := owner_id(each.budget_id)) in self.unknown}:
             try:
                 marks = await self._look_with_others(waiting)
             except UnavailableError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
 from services.core.backfill import ImpliedBudgets
-from services.core.budgets import EACH, Budget, Proposal, Standing
+from services.core.budgets import EACH, Budget, Proposal, Standing, owner_id
 from services.core.codec import decode
 from services.core.codec_fields import UnreadableEventError
 from services.core.events import Denial, Expiry, Reservation, Settlement
@@ -189,7 +189,7 @@ class Reconciler:
         rows = []
         for at, proposal in enumerate(proposals):
             figures = {name: each[at] if each is not None else None for name, each in found.items()}
-            row = _row(windows[proposal.budget_id.partition("@")[0]], proposal, figures)
+            row = _row(windows[owner_id(proposal.budget_id)], proposal, figures)
             # Sessions may be many: past these, only what does not agree is told.
             if at < _ROWS or not row["agree"]:
                 rows.append(row)
@@ -288,7 +288,7 @@ def _alive(budgets: Sequence[Budget], image: OrgImage, now_ms: int) -> Iterator[
     known: dict[str, dict[str, set[Span]]] = {}
     held = [(each.budget_id, each.window) for hold in image.holds.values() for each in (*hold.charges, *hold.implied)]
     for budget_id, window in {*image.spent_nano, *held}:
-        known.setdefault(budget_id.partition("@")[0], {}).setdefault(budget_id, set()).add(parse_span(window))
+        known.setdefault(owner_id(budget_id), {}).setdefault(budget_id, set()).add(parse_span(window))
     for budget in budgets:
         ids = known.get(budget.budget_id, {})
         current = None if isinstance(budget.window, SessionWindow) else span_at(budget.window, now_ms)

@@ -19,6 +19,7 @@ from services.core.matching import (
 )
 from services.core.money import format_usd
 from services.core.ports import HotState, NotSentError, OutboxEvent, OutboxFullError, UnavailableError
+from services.core.reserve import left_out, only_watching
 from services.gateway.deny import by_closed_cap, name_full, outlook
 from services.gateway.hold import has_ended_part, held_now
 from services.gateway.plain_api import Caller, away
@@ -128,9 +129,6 @@ class Holding:
                 raise away("what this key held before has ended, and the ledger does not know of it yet; ask again")
             facts = decode_facts(found.context)
         admitted_at_ms = min(answer.now_ms, answer.expires_at_ms - request.hold_ms)
-        proposals = request.proposals
-        paying = {each.budget_id for each in answer.charges}
-        watching = {each.budget_id for each in proposals if each.full_rule == "pass"}
         reservation = Reservation(
             transaction_id=request.reservation_id,
             time_ms=admitted_at_ms,
@@ -141,12 +139,8 @@ class Holding:
             held_nano=request.amount_nano if found is None else found.amount_nano,
             charges=answer.charges,
             expires_at_ms=answer.expires_at_ms,
-            parent_charged=tuple(
-                each.budget_id for each in proposals if each.full_rule == "parent" and each.budget_id not in paying
-            ),
-            would_block=tuple(
-                each.budget_id for each in answer.standings if each.budget_id in watching and each.remaining_nano < 0
-            ),
+            parent_charged=left_out(request.proposals, answer.charges),
+            would_block=only_watching(request.proposals, answer.standings),
         )
         try:
             return self.record(reservation)
