@@ -58,11 +58,12 @@ class Expressions(Protocol):
 
 
 class TooManyBudgetsError(ValueError):
-    """A call falls under more budgets (`count`) than one reservation may hold."""
+    """A call falls under more budgets (`count`) than one reservation may hold. Its text says what to do."""
 
     def __init__(self, count: int) -> None:
         super().__init__(
-            f"this call falls under {count} budgets, and one call can be held against {MAX_BUDGETS_PER_CALL}"
+            f"this call falls under {count} budgets, and one call can be held against {MAX_BUDGETS_PER_CALL}; "
+            "remove some, or narrow their scopes or expressions, so that fewer of them match it"
         )
         self.count = count
 

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 from ulid import ULID
 
@@ -27,14 +26,12 @@ from services.gateway.jobs.lines import bound_lines, free_batch, whole_part
 from services.gateway.observe import CallSpan, Tracing, event_headers
 from services.gateway.options import CallOption, calibration_key, cheaper_options
 from services.gateway.record import Recorder
-from services.gateway.refusal import RefusedError, backlog, rebuilding, require_part
+from services.gateway.refusal import RefusedError, backlog, names_no_session, rebuilding, require_part
 from services.gateway.sizing import size_hold
 from services.gateway.snapshots import HotClock, OrgView, Snapshots
 from services.gateway.table import Candidate
 from services.gateway.timing import Timing
 from services.gateway.vendors import RequestFacts, RequestRefusedError, RouteRequest
-
-_FEWER_BUDGETS: Final = "remove some, or narrow their scopes or expressions, so that fewer of them match it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +208,7 @@ class Admitter:
         try:
             matching = attempt.view.budgets.matching(attempt.facts, models)
         except TooManyBudgetsError as error:
-            raise self._denied(attempt, "too_many_budgets", f"{error}; {_FEWER_BUDGETS}") from error
+            raise self._denied(attempt, "too_many_budgets", str(error)) from error
         attempt.facts = replace(attempt.facts, flags=(*attempt.facts.flags, *matching.flags))
         budgets = [each.budget for each in matching.applicable]
         key = calibration_key(attempt.facts)
@@ -329,11 +326,7 @@ class Admitter:
 
     def _session_required(self, attempt: "_Attempt", needy: Applicable) -> RefusedError:
         header = self._denier.session_header
-        message = (
-            f"budget {needy.budget_id} of {needy.scope} caps each session, and this call names none; "
-            f"send the session's name in {header}"
-        )
-        return self._denied(attempt, "session_required", message, param=header)
+        return self._denied(attempt, "session_required", names_no_session(needy, header), param=header)
 
     def _denied(self, attempt: "_Attempt", code: str, message: str, *, param: str | None = None) -> RefusedError:
         return self._denier.denied(attempt.transaction_id, attempt.facts, attempt.span, 400, code, message, param=param)

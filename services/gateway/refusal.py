@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from services.core.matching import BudgetIndex
+from services.core.matching import Applicable, BudgetIndex
 from services.core.parts import budget_of_key
 
 _IN_A_SECOND: Final = ((b"retry-after", b"1"),)
@@ -55,6 +55,14 @@ def require_part(budgets: BudgetIndex, key_id: str) -> None:
     budget_id = budget_of_key(key_id)
     if budget_id is not None and budgets.find(budget_id) is None:
         raise rebuilding("this key's part of a budget is not in force here yet, or has ended; try again in a second")
+
+
+def names_no_session(needy: Applicable, header: str) -> str:
+    """Why a call that names no session is refused, and where it would say it."""
+    return (
+        f"budget {needy.budget_id} of {needy.scope} caps each session, and this call names none; "
+        f"send the session's name in {header}"
+    )
 
 
 def backlog(message: str) -> RefusedError:

@@ -24,7 +24,7 @@ from services.gateway.deny import by_closed_cap, name_full, outlook
 from services.gateway.hold import has_ended_part, held_now
 from services.gateway.plain_api import Caller, away
 from services.gateway.record import Recorder
-from services.gateway.refusal import RefusedError, backlog, rebuilding, require_part
+from services.gateway.refusal import RefusedError, backlog, names_no_session, rebuilding, require_part
 from services.gateway.reservations import told
 from services.gateway.reservations.growth import Growth
 from services.gateway.snapshots import HotClock, Snapshots
@@ -35,7 +35,6 @@ _A = TypeVar("_A")
 # How such a hold was sized: as its caller said.
 STATED: Final = "stated"
 _PROPOSALS: Final = 3
-_FEWER_BUDGETS: Final = "remove some, or narrow their scopes or expressions, so that fewer of them match it"
 
 
 class Holding:
@@ -112,10 +111,7 @@ class Holding:
             raise _unreachable() from error
 
     def _session_required(self, needy: Applicable) -> RefusedError:
-        message = (
-            f"budget {needy.budget_id} of {needy.scope} caps each session, and this request names none; "
-            f"send the session's name in {self._session_header}"
-        )
+        message = names_no_session(needy, self._session_header)
         return RefusedError(400, "session_required", message, param=self._session_header)
 
     async def _record_hold(
@@ -250,7 +246,7 @@ def _proposals_of(growth: Growth, now_ms: int) -> tuple[Proposal, ...]:
 
 
 def _too_many(error: TooManyBudgetsError) -> RefusedError:
-    return RefusedError(400, "too_many_budgets", f"{error}; {_FEWER_BUDGETS}")
+    return RefusedError(400, "too_many_budgets", str(error))
 
 
 async def ask(deed: Awaitable[_A]) -> _A:
