@@ -16,6 +16,7 @@ from tests.support.simulation.verify import sights, verify
 from tests.support.simulation.world import simulate, tidy
 
 CHUNK = 50
+_OPTIONS = {"with_rollbacks": "--rollbacks", "is_plain": "--plain", "with_backfills": "--backfills"}
 
 
 @dataclass
@@ -67,10 +68,11 @@ def run_seeds(
     return tally
 
 
-def show(seed: int, findings: list[tuple[str, str]]) -> str:
-    """A failing seed, and how to have it again."""
+def show(seed: int, findings: list[tuple[str, str]], **kind: bool) -> str:
+    """A failing seed, and how to have it again. `kind` is that of `simulate`."""
+    options = "".join(f" {_OPTIONS[name]}" for name, is_so in kind.items() if is_so)
     told = "\n".join(f"  {promise}: {text[:400]}" for promise, text in findings[:5])
-    return f"seed {seed}:\n{told}\n  again: python -m tests.simulation.run --seed {seed} --trace"
+    return f"seed {seed}:\n{told}\n  again: python -m tests.simulation.run --seed {seed}{options} --trace"
 
 
 def _chunks(first: int, count: int) -> Iterator[range]:
@@ -117,7 +119,7 @@ def main() -> int:
         ):
             total.add(tally)
             for seed, findings in tally.failed.items():
-                print(show(seed, findings), flush=True)
+                print(show(seed, findings, **kind), flush=True)
     print(
         f"{total.runs} seeds in {time.monotonic() - began:.0f} s: {total.calls} calls, {total.admitted} admitted,"
         f" {total.kills} kills, {total.loads} rebuilds, {total.steps} steps, {len(total.failed)} failed"

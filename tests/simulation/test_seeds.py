@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.run import run_seeds, show
+from tests.simulation.run import Tally, run_seeds, show
 from tests.simulation.seeds import FOUND, FOUND_BY_BACKFILLS, FOUND_BY_ERRANDS, FOUND_WITH_ROLLBACKS
 from tests.support.simulation.verify import verify
 from tests.support.simulation.world import simulate, tidy
@@ -44,11 +44,16 @@ WANTED = {
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def _told(tally: Tally, found: dict[int, str], **kind: bool) -> str:
+    """What failed, with what it was that these seeds `found`."""
+    return "\n".join(f"{found.get(seed, '')}\n{show(seed, each, **kind)}" for seed, each in tally.failed.items())
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_promise_holds_in_every_world(part: int) -> None:
     count = SEEDS // PARTS
     tally = run_seeds(range(part * count, (part + 1) * count))
-    assert not tally.failed, "\n".join(show(seed, findings) for seed, findings in tally.failed.items())
+    assert not tally.failed, _told(tally, {})
     # A rig in which nothing goes wrong, or nothing goes right, would prove nothing.
     assert tally.runs == count
     assert tally.admitted > 2 * count
@@ -64,12 +69,14 @@ def test_every_promise_holds_in_every_world(part: int) -> None:
 )
 def test_what_seeds_found_once_they_do_not_find_again(found: dict[int, str], kind: dict[str, bool]) -> None:
     tally = run_seeds(found, **kind)
-    assert not tally.failed, "\n".join(f"{found[seed]}\n{show(seed, each)}" for seed, each in tally.failed.items())
+    assert not tally.failed, _told(tally, found, **kind)
 
 
 def test_what_seeds_with_lost_writes_found_once_they_do_not_find_again() -> None:
     tally = run_seeds(FOUND_WITH_ROLLBACKS, with_rollbacks=True)
-    told = (f"{FOUND_WITH_ROLLBACKS[seed]}\n{show(seed, each)}" for seed, each in tally.failed.items())
+    told = (
+        f"{FOUND_WITH_ROLLBACKS[seed]}\n{show(seed, each, with_rollbacks=True)}" for seed, each in tally.failed.items()
+    )
     assert not tally.failed, "\n".join(told)
 
 
@@ -79,14 +86,16 @@ def test_a_hot_state_that_lost_its_last_writes_has_them_folded_again() -> None:
         for seed in range(ROLLBACK_SEEDS):
             world = simulate(seed, with_rollbacks=True)
             findings = verify(world)
-            assert not findings, show(seed, findings)
+            assert not findings, show(seed, findings, with_rollbacks=True)
             lost += len(world.lost)
     assert lost > ROLLBACK_SEEDS // 4
 
 
 def test_budgets_made_in_the_midst_of_calls_count_what_was_before_them() -> None:
     tally = run_seeds(range(BACKFILL_SEEDS), with_backfills=True)
-    assert not tally.failed, "\n".join(show(seed, findings) for seed, findings in tally.failed.items())
+    assert not tally.failed, "\n".join(
+        show(seed, findings, with_backfills=True) for seed, findings in tally.failed.items()
+    )
     assert tally.admitted > 2 * BACKFILL_SEEDS
     # Each makes three budgets, and a wipe takes none away.
     assert tally.seen["backfilled"] == 3 * BACKFILL_SEEDS
@@ -117,3 +126,5 @@ def test_a_failing_seed_tells_how_to_have_it_again() -> None:
     told = show(42, [("P1", "bud_1 came to 3 of 2")])
     assert "P1: bud_1 came to 3 of 2" in told
     assert told.endswith("python -m tests.simulation.run --seed 42 --trace")
+    told = show(42, [], with_rollbacks=True, is_plain=False, with_backfills=True)
+    assert told.endswith("--seed 42 --rollbacks --backfills --trace")
