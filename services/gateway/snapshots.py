@@ -214,7 +214,7 @@ class Snapshots:
         published = await self._directory.published_versions()
         outdated = False
         failure: UnavailableError | None = None
-        for org in {*self._views, *self._loading}:
+        for org in dict.fromkeys((*self._views, *self._loading)):
             view = self._views.get(org)
             if org not in published:
                 self._views.pop(org, None)
