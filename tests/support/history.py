@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from services.core.budgets import Charge
 from services.core.codec import decode, encode_facts, to_message
@@ -123,9 +124,13 @@ def ledger_image(org: str, messages: Iterable[Incoming], taken: Mapping[TopicPar
     return LedgerImage(dict(taken), OrgImage(_spent_nano(calls), _holds(calls), fences, producers))
 
 
+# `decode` for those who read the same log again and again.
+decode_once = lru_cache(maxsize=4096)(decode)
+
+
 def _readable(message: Incoming) -> Stamped | None:
     try:
-        return decode(message.value)
+        return decode_once(message.value)
     except UnreadableEventError:
         return None
 

@@ -143,28 +143,33 @@ class SimLoop(asyncio.BaseEventLoop):
         return future
 
     def _run_once(self) -> None:
-        self.steps += 1
-        if self.steps > self._max_steps:
-            raise StuckError(f"not done after {self._max_steps} steps, at {self._now_s:.3f} s")
-        if not self._runnable:
-            if not self._timers:
-                raise StuckError("everything waits for something that will never come")
-            self._now_s = max(self._now_s, self._timers[0][0])
-        while self._timers and self._timers[0][0] <= self._now_s:
-            timer = heapq.heappop(self._timers)[2]
-            if not timer.cancelled():
-                self._enqueue(self._owner(timer._context), timer)  # type: ignore[attr-defined]
-        if not self._runnable:
-            return
+        """Steps until the loop is told to stop: one callback of one process each, whosever turn it is."""
+        timers, runnable = self._timers, self._runnable
+        while not self._stopping:  # type: ignore[attr-defined]
+            self.steps += 1
+            if self.steps > self._max_steps:
+                raise StuckError(f"not done after {self._max_steps} steps, at {self._now_s:.3f} s")
+            if not runnable:
+                if not timers:
+                    raise StuckError("everything waits for something that will never come")
+                self._now_s = max(self._now_s, timers[0][0])
+            while timers and timers[0][0] <= self._now_s:
+                timer = heapq.heappop(timers)[2]
+                if not timer._cancelled:  # type: ignore[attr-defined]
+                    self._enqueue(self._owner(timer._context), timer)  # type: ignore[attr-defined]
+            if runnable:
+                self._step()
+
+    def _step(self) -> None:
         count = len(self._runnable)
         process = self._runnable[self._rng.randrange(count) if count > 1 else 0]
         handle = process.queue.popleft()
         if not process.queue:
             self._runnable.remove(process)
-        if handle.cancelled():
+        if handle._cancelled:  # type: ignore[attr-defined]
             return
         handle._run()
-        if process is not self.world and self.deaths and process.is_alive:
+        if self.deaths and process is not self.world and process.is_alive:
             self.deaths[-1] -= 1
             if self.deaths[-1] <= 0:
                 self.deaths.pop()

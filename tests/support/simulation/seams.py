@@ -11,7 +11,9 @@ from typing import Any
 
 import services.aggregator
 import services.gateway
+from services.core.codec import decode
 from services.gateway.identify import Authenticator
+from tests.support.history import decode_once
 from tests.support.simulation.loop import CURRENT, SimLoop, Trace
 
 BASE_MS = 1_800_000_000_000  # an instant on a full hour, and on a full day but for eight hours
@@ -127,6 +129,9 @@ def _replacements() -> Iterator[tuple[Any, str, Any]]:
             yield module, "RouteTable", lambda _, table=table: table
         if hasattr(module, "decode_catalog"):
             yield module, "decode_catalog", functools.cache(module.decode_catalog)
+        if getattr(module, "decode", None) is decode:
+            # Each process and each replay reads the same log; what is read is not to be changed.
+            yield module, "decode", decode_once
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from random import Random
 from typing import Any
 
-from services.core.codec import decode
 from services.core.fold import apply, load, step_of
 from services.core.hotstate import OrgImage, OrgState
 from services.core.ports import Incoming, TopicPartition
@@ -28,7 +27,7 @@ from tests.support.checker_budgets import Configurations
 from tests.support.checker_caps import CapChecker
 from tests.support.checker_parents import check_payers
 from tests.support.checker_parts import check_parts
-from tests.support.history import TOPICS
+from tests.support.history import TOPICS, decode_once
 from tests.support.simulation.troubles import ALERTS, DENIALS
 from tests.support.simulation.world import ORGS, World
 
@@ -180,7 +179,7 @@ def _replayed(world: World, verdict: Verdict, messages: list[Incoming]) -> list[
         count = rng.randint(1, 8)
         batch, left[place] = left[place][:count], left[place][count:]
         for _ in range(1 + (rng.random() < 0.3)):
-            steps = [step_of(decode(message.value), message.offset) for message in batch]
+            steps = [step_of(decode_once(message.value), message.offset) for message in batch]
             known = [step for step in steps if step is not None]
             apply(state, place.topic, place.partition, known, batch[-1].offset + 1, now_ms)
     return check_figures(verdict, *figures(state), now_ms)
