@@ -135,15 +135,8 @@ def assemble(ports: Ports, options: Options) -> Assembly:
         denier=Denier(ports.outbox, prefix),
         calibration=calibration,
     )
-    names = ResponseHeaders(prefix)
-    free = FreeCalls(
-        ports.vendors,
-        connector,
-        names,
-        max_body_bytes=options.max_body_bytes,
-        timeout_s=options.vendor_timeout_s,
-    )
-    timeout_s = options.vendor_timeout_s
+    names, timeout_s = ResponseHeaders(prefix), options.vendor_timeout_s
+    free = FreeCalls(ports.vendors, connector, names, max_body_bytes=options.max_body_bytes, timeout_s=timeout_s)
     fetcher = Fetcher(ports.vendors, timeout_s)
     keeper = Keeper(ports.jobs, fetcher, JobSettler(ports.outbox, ports.observer, calibration), clock)
     watch = Watch(free, keeper, names, options.max_response_bytes)

@@ -106,7 +106,7 @@ class Releases:
             if self._pending.pop(transaction_id, None) is not None:
                 self._pending[transaction_id] = each  # behind the others: next time one of them is tried first
             return False
-        except Exception:
+        except Exception:  # asking for it again and again would keep the others waiting, and change nothing
             log.exception("hold_not_released", transaction_id=transaction_id, reason="it can't be read")
             self._pending.pop(transaction_id, None)
             return True

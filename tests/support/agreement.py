@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,18 @@ async def places_of(log: EventLog, topics: Sequence[str] = SOURCES) -> list[Topi
     return [TopicPartition(topic, number) for topic in topics for number in range(await log.partitions(topic))]
 
 
-async def read_all(log: EventLog, topics: Sequence[str] = SOURCES) -> list[Incoming]:
-    """Everything the log holds of the topics now."""
+async def read_all(
+    log: EventLog, topics: Sequence[str] = SOURCES, since: Mapping[TopicPartition, int] | None = None
+) -> list[Incoming]:
+    """Everything the log holds of the topics now: from its first message on, or from the offsets `since`."""
     places = await places_of(log, topics)
     ends = await log.end_offsets(places)
-    lows = await log.low_offsets(places)
-    missing = {place for place in places if ends[place] > lows[place]}
+    begins = {**await log.low_offsets(places), **(since or {})}
+    missing = {place for place in places if ends[place] > begins[place]}
     messages: list[Incoming] = []
     if not missing:
         return messages
-    reader = log.read({place: lows[place] for place in missing})
+    reader = log.read({place: begins[place] for place in missing})
     async with aclosing(reader):  # type: ignore[type-var]
         async for batch in reader:
             messages.extend(message for message in batch if message.offset < ends[message.place])

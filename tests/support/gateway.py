@@ -6,11 +6,9 @@ and `serving` puts a gateway behind a real HTTP server on a free port.
 
 import asyncio
 import contextlib
-import json
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from services.adapters.memory_answers import MemoryAnswers
 from services.adapters.memory_jobs import MemoryJobs
 from services.adapters.outbox import SqliteOutbox
 from services.core.budgets import Budget, ScopeKind
-from services.core.catalog import catalog_version
 from services.core.codec import decode
 from services.core.events import Event, Settlement
 from services.core.hotstate import OrgImage
@@ -38,9 +35,9 @@ from services.gateway.routes import Gateway
 from services.gateway.server import make_server
 from tests.support import openai_answers
 from tests.support.asgi import Client, request, scope_of
+from tests.support.catalogs import MODELS, small_catalog
 
 PEPPER = b"a pepper for tests only, 32 bytes"
-MODELS = ("gpt-4o-mini", "sandbox-small", "sandbox-large")
 CHAT_PATH = "/v1/chat/completions"
 PORT_NAMES = {"recorder", "vendors", "relay_transport", "observer", "tracing", "jobs", "answers", "internal_token"}
 DAY = CalendarWindow("day", "UTC")
@@ -123,16 +120,6 @@ class PublishedOrg:
         """Removes a vendor connection."""
         kept = {name: each for name, each in self._snapshot.connections.items() if name != vendor}
         await self.publish(connections=kept)
-
-
-@cache
-def small_catalog(models: tuple[str, ...] = MODELS) -> tuple[str, bytes]:
-    """The shipped prices of `models` as a catalog of their own, which is quick to decode: its version and its bytes."""
-    shipped = Path(__file__).resolve().parents[2] / "services" / "control" / "prices" / "catalog.json"
-    document = json.loads(shipped.read_bytes())
-    document["models"] = [each for each in document["models"] if each["model"] in models]
-    document["version"] = catalog_version(document)
-    return document["version"], json.dumps(document).encode()
 
 
 def open_sealed(_org: str, _vendor: str, sealed: str) -> str:

@@ -12,8 +12,8 @@ from services.core.hotstate import HoldRequest, ReserveAnswer
 from services.core.identity import hash_key
 from services.core.ports import TimedOutError, UnavailableError
 from services.gateway.delegations import backing
-from tests.support.gateway import AWAY, PEPPER, until, world
-from tests.unit.test_gateway_delegations import Control, Scene, budget_of
+from tests.support.delegations import Scene, budget_of, scene_at
+from tests.support.gateway import AWAY, PEPPER, until
 
 SIXTY = {"amount_usd": "0.60", "expires_in_seconds": 3_600}
 MINUTE_MS = 60_000
@@ -23,10 +23,8 @@ FREE = (0, 0)
 
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
-    control = Control()
-    async with world(tmp_path, relay_transport=control, internal_token="a token") as made:
-        control.world = made
-        yield Scene(made, control)
+    async with scene_at(tmp_path) as made:
+        yield made
 
 
 def of_kind(scene: Scene, kind: type[Any]) -> list[Any]:

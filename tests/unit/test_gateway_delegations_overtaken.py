@@ -15,8 +15,8 @@ from services.core.budgets import Budget
 from services.core.events import Reservation
 from services.core.windows import LifetimeWindow
 from tests.support.asgi import Client
-from tests.support.gateway import DAY, world
-from tests.unit.test_gateway_delegations import Control, Scene, budget_of
+from tests.support.delegations import Scene, budget_of, scene_at
+from tests.support.gateway import DAY
 
 SIXTY = {"amount_usd": "0.60"}
 HELD = (0, 600_000_000)
@@ -25,10 +25,8 @@ FREE = (0, 0)
 
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
-    control = Control()
-    async with world(tmp_path, relay_transport=control, internal_token="a token") as made:
-        control.world = made
-        yield Scene(made, control)
+    async with scene_at(tmp_path) as made:
+        yield made
 
 
 async def rewindow(scene: Scene, budget_id: str) -> None:

@@ -11,18 +11,17 @@ from services.core.events import Reservation
 from services.core.identity import is_key_text
 from services.core.parts import part_key
 from services.gateway.delegations import desk
-from tests.support.gateway import AWAY, until, world
-from tests.unit.test_gateway_delegations import Control, Scene, budget_of, get
+from tests.support.delegations import Scene, budget_of, scene_at
+from tests.support.gateway import AWAY, until
+from tests.unit.test_gateway_delegations import get
 
 SIXTY = {"amount_usd": "0.60"}
 
 
 @pytest.fixture
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
-    control = Control()
-    async with world(tmp_path, relay_transport=control, internal_token="a token") as made:
-        control.world = made
-        yield Scene(made, control)
+    async with scene_at(tmp_path) as made:
+        yield made
 
 
 async def test_the_same_request_is_answered_the_same_and_makes_one_part(scene: Scene) -> None:

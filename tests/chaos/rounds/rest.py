@@ -2,17 +2,15 @@
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httpx
 
-from services.core.ports import EventLog, Incoming
 from tests.chaos.rounds.arena import Arena
 from tests.chaos.rounds.books import Books
 from tests.chaos.rounds.judging import Limits
-from tests.support.agreement import hot_figures, places_of
+from tests.support.agreement import hot_figures
 from tests.support.checker import nano
 
 _PAGE: Final = 500
@@ -32,25 +30,6 @@ class Agreement:
             self.findings.append(f"{what} is {has}, and the log says {meant}")
             self.missing = max(self.missing, meant - has)
             self.too_much = max(self.too_much, has - meant)
-
-
-async def read_since(log: EventLog, offsets: Mapping[tuple[str, int], int]) -> list[Incoming]:
-    """All that the log has from these offsets on, or from the first where there is none."""
-    places = await places_of(log)
-    ends = await log.end_offsets(places)
-    begins = {place: offsets.get((place.topic, place.partition), 0) for place in places}
-    missing = {place for place in places if ends[place] > begins[place]}
-    messages: list[Incoming] = []
-    if not missing:
-        return messages
-    reader = log.read({place: begins[place] for place in missing})
-    async with aclosing(reader):  # type: ignore[type-var]
-        async for batch in reader:
-            messages.extend(message for message in batch if message.offset < ends[message.place])
-            missing -= {message.place for message in batch if message.offset >= ends[message.place] - 1}
-            if not missing:
-                break
-    return messages
 
 
 def read_audit(made: Arena, limits: Limits, since_entry: int) -> int:

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Final
 
 from services.adapters.kafka import KafkaLog
+from services.core.ports import TopicPartition
 from tests.chaos.rounds.arena import AGGREGATORS, GATEWAYS, READY_S, Arena, arena, tighten
 from tests.chaos.rounds.books import Books
 from tests.chaos.rounds.direct import Desk, Memory, scripts
 from tests.chaos.rounds.faults import FAULTS, Fault
 from tests.chaos.rounds.judging import CapBook, Limits
 from tests.chaos.rounds.report import figures, page
-from tests.chaos.rounds.rest import Agreement, Rest, end_parts, read_audit, read_since
+from tests.chaos.rounds.rest import Agreement, Rest, end_parts, read_audit
 from tests.chaos.rounds.traffic import Round, shots, tell
-from tests.support.agreement import settle_down
+from tests.support.agreement import read_all, settle_down
 from tests.support.burst import Hit, burst
 
 # Concurrent calls of a round: those made one by one, and what the desk's scripts come to on top.
@@ -97,7 +98,8 @@ class Judge:
         judged_s = time.monotonic()
         self.last_entry = await asyncio.to_thread(read_audit, self.made, self.limits, self.last_entry)
         books = outcome.books
-        await asyncio.to_thread(books.take, await read_since(self.log, books.offsets))
+        since = {TopicPartition(*place): offset for place, offset in books.offsets.items()}
+        await asyncio.to_thread(books.take, await read_all(self.log, since=since))
         outcome.agreement = await self.rest.agreement(books)
         outcome.lost = sorted({name for name in outcome.begun if not _has_ended(books, name)} | set(books.open()))
         totals = {name: sum(each.values()) for name, each in books.spent_by.items()}

@@ -14,8 +14,9 @@ from services.core.identity import KEY_PREFIX, KeyRecord, hash_key
 from services.core.parts import parts_held_alike
 from services.core.ports import Outgoing
 from services.core.snapshot import Connection, RouteRule, Snapshot, encode_snapshot
+from tests.support.catalogs import small_catalog
 from tests.support.checker import readable
-from tests.support.gateway import PEPPER, small_catalog
+from tests.support.gateway import PEPPER
 from tests.support.history import TOPICS
 from tests.support.simulation.network import at_once
 from tests.support.simulation.plan import CHEAPER, DEARER, MODEL, NEIGHBOUR, ORG
