@@ -2,16 +2,12 @@
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 import structlog
 from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -83,19 +79,29 @@ def setup(service: str, settings: Settings) -> None:
     if settings.metrics_port is not None:
         start_http_server(settings.metrics_port, addr=settings.metrics_host)
     if settings.otlp_endpoint:
-        provider = TracerProvider(
-            resource=Resource.create({"service.name": f"farthing-{service}", "service.version": __version__})
-        )
-        exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint.rstrip("/") + "/v1/traces")
-        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
-        trace.set_tracer_provider(provider)
+        _export_spans(service, settings.otlp_endpoint)
+
+
+def _export_spans(service: str, endpoint: str) -> None:
+    # Where nobody asks for spans, each process starts without these: they take as long to import as the gateway itself.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": f"farthing-{service}", "service.version": __version__})
+    )
+    exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces")
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+    trace.set_tracer_provider(provider)
 
 
 def shutdown() -> None:
-    """Sends what spans are left."""
-    provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):
-        provider.shutdown()
+    """Sends what spans are left; those of a process that exports none go nowhere."""
+    end: Callable[[], None] | None = getattr(trace.get_tracer_provider(), "shutdown", None)
+    if end is not None:
+        end()
 
 
 def setup_logging(service: str, level: str) -> None:
