@@ -95,9 +95,9 @@ def apply(
             state.producers[producer] = step.sequence
             state.silent.pop(producer, None)
         before = _ending_of(state, step) if step.implied and step.kind in ("settle", "expire") else None
-        _apply_step(state, step, now_ms)
+        may_end_again = _apply_step(state, step, now_ms)
         if before is not None:
-            _apply_implied(state, step, *before, now_ms)
+            _apply_implied(state, step, *before, may_end_again, now_ms)
         applied += 1
     if next_offset > fence:
         state.fences[topic, partition] = next_offset
@@ -112,7 +112,8 @@ def load(state: OrgState, image: OrgImage, epoch: str, now_ms: int) -> bool:
     state.rings.clear()
     for (budget_id, window), spent_nano in image.spent_nano.items():
         _add_spent(state, Charge(budget_id, "", window), spent_nano, now_ms)
-    state.holds = {name: replace(hold) for name, hold in image.holds.items()}
+    # What budgets were left, no log says: until the change is in it, the hold is charged to them there.
+    state.holds = {name: replace(hold, left=()) for name, hold in image.holds.items()}
     state.due = {}
     for name, hold in state.holds.items():
         if hold.phase == "held":
@@ -194,7 +195,8 @@ def forget(state: OrgState, now_ms: int) -> None:
             del state.holds[name]
 
 
-def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
+def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> bool:
+    """Whether it was an ending after which there may be another one."""
     hold = state.holds.get(step.reservation_id)
     was_claimed = False
     if step.kind == "restore":
@@ -208,33 +210,37 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
         elif step.implied and hold is not None and hold.phase == "held" and hold.resized_at_ms == 0:
             # Made by a gateway that did not know of these budgets yet. One that was changed is told of by that event.
             _hold_implied(state, hold, step.implied, now_ms)
-        return
+        return False
     if step.kind == "resize":
         if hold is not None and hold.phase == "held" and step.time_ms >= hold.resized_at_ms:
             _resize(state, step, hold, now_ms)
-        return
+        return False
     if hold is None:
         hold = Hold(0, step.charges, "", 0)
     elif hold.phase == "settled" or (hold.phase == "expired" and step.kind == "expire"):
-        return
+        return False
     elif hold.phase == "held":
-        for charge in (*hold.charges, *hold.implied):
-            add_held(state, charge, -hold.amount_nano, now_ms)
+        for charge, amount_nano in hold.amounts():
+            add_held(state, charge, -amount_nano, now_ms)
         was_claimed = state.due.pop(step.reservation_id, None) != hold.expires_at_ms
     for charge in step.charges:
         _add_spent(state, charge, step.amount_nano, now_ms)
     for charge in hold.charges:
         _add_spent(state, charge, -hold.booked_nano, now_ms)
-    may_end_again = was_claimed or step.kind == "expire" or hold.phase == "expired"
+    # What a producer of one event publishes again, no sequence tells from the first.
+    is_told_again = step.producer.startswith(EXPIRY_PRODUCER)
+    may_end_again = was_claimed or is_told_again or step.kind == "expire" or hold.phase == "expired"
     state.holds[step.reservation_id] = replace(
         hold,
         charges=step.charges,
         context="",
         implied=(),
+        left=(),
         phase="settled" if step.kind == "settle" else "expired",
         booked_nano=step.amount_nano,
         forget_at_ms=_forget_at_ms((*hold.charges, *step.charges), may_end_again, now_ms),
     )
+    return may_end_again
 
 
 def _ending_of(state: OrgState, step: FoldStep) -> tuple[HoldPhase, int]:
@@ -242,7 +248,9 @@ def _ending_of(state: OrgState, step: FoldStep) -> tuple[HoldPhase, int]:
     return ("held", 0) if hold is None else (hold.phase, hold.booked_nano)
 
 
-def _apply_implied(state: OrgState, step: FoldStep, phase: HoldPhase, booked_nano: int, now_ms: int) -> None:
+def _apply_implied(
+    state: OrgState, step: FoldStep, phase: HoldPhase, booked_nano: int, may_end_again: bool, now_ms: int
+) -> None:
     """Spends a step's implied charges. `phase` and `booked_nano` are its hold's before the step: a second ending has
     nothing to add, and what an expiry had booked was booked against the same implied charges."""
     if phase == "settled" or (phase == "expired" and step.kind == "expire"):
@@ -251,7 +259,7 @@ def _apply_implied(state: OrgState, step: FoldStep, phase: HoldPhase, booked_nan
         _add_spent(state, charge, step.amount_nano, now_ms)
         _add_spent(state, charge, -booked_nano, now_ms)
     hold = state.holds[step.reservation_id]
-    if step.kind == "expire" and hold.forget_at_ms is not None:
+    if may_end_again and hold.forget_at_ms is not None:
         hold.forget_at_ms = max(hold.forget_at_ms, _forget_at_ms(step.implied, True, now_ms))
 
 
@@ -265,12 +273,12 @@ def _spent_in(state: OrgState, charge: Charge, now_ms: int) -> int:
 
 
 def _resize(state: OrgState, step: FoldStep, hold: Hold, now_ms: int) -> None:
-    for charge in (*hold.charges, *hold.implied):
-        add_held(state, charge, -hold.amount_nano, now_ms)
-    for charge in (*step.charges, *step.implied):
-        add_held(state, charge, step.amount_nano, now_ms)
-    hold.charges, hold.implied = step.charges, step.implied
-    hold.amount_nano, hold.context, hold.resized_at_ms = step.amount_nano, step.context, step.time_ms
+    for charge, amount_nano in hold.amounts():
+        add_held(state, charge, -amount_nano, now_ms)
+    hold.charges, hold.implied, hold.left, hold.amount_nano = step.charges, step.implied, (), step.amount_nano
+    for charge, amount_nano in hold.amounts():
+        add_held(state, charge, amount_nano, now_ms)
+    hold.context, hold.resized_at_ms = step.context, step.time_ms
     if state.due[step.reservation_id] == hold.expires_at_ms:  # else a reaper has it
         hold.expires_at_ms = state.due[step.reservation_id] = step.expires_at_ms
 
@@ -297,8 +305,8 @@ def _hold_implied(state: OrgState, hold: Hold, implied: tuple[Charge, ...], now_
 
 def _start(state: OrgState, name: str, hold: Hold, now_ms: int) -> None:
     state.due[name] = hold.expires_at_ms
-    for charge in (*hold.charges, *hold.implied):
-        add_held(state, charge, hold.amount_nano, now_ms)
+    for charge, amount_nano in hold.amounts():
+        add_held(state, charge, amount_nano, now_ms)
 
 
 def _forget_at_ms(charges: Sequence[Charge], may_end_again: bool, now_ms: int) -> int:

@@ -46,6 +46,10 @@ class Hold:
 
     `implied` are charges of budgets that were made after the call was admitted (`core.backfill`): an open hold is held
     against them as well. What it is spent on at its end is said by its ending alone; an ended hold has none.
+
+    `left` is what the call has held of budgets that let their parents pay when the hold was changed (BU-3). They hold
+    it on until that change, or the call's ending, is folded: whoever asked for the change may never hear of it, and the
+    call's cost is then charged to them all the same.
     """
 
     amount_nano: int
@@ -59,11 +63,16 @@ class Hold:
     resized_at_ms: int = 0
     option: int = 0
     implied: tuple[Charge, ...] = ()
+    left: tuple[tuple[Charge, int], ...] = ()
 
     @property
     def changed_at_ms(self) -> int:
         """When it was last changed, or made."""
         return self.resized_at_ms or self.admitted_at_ms
+
+    def amounts(self) -> tuple[tuple[Charge, int], ...]:
+        """All that an open hold is held against, each charge with what it holds."""
+        return (*((each, self.amount_nano) for each in (*self.charges, *self.implied)), *self.left)
 
 
 @dataclass(slots=True)

@@ -106,6 +106,8 @@ def resize(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer 
 
     What the hold is charged to without saying so (`Hold.implied`) holds the new amount as well, with room or without:
     its limit is not known here. Where a proposal names its budget anew, that proposal takes its place.
+
+    A budget that lets its parents pay from now on holds on what it has held (`Hold.left`).
     """
     if state.epoch is None:
         return Cold()
@@ -118,20 +120,22 @@ def resize(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer 
         return StaleWindow(state.config_version, now_ms)
     proposals = at_bucket(request.proposals, now_ms, keeps_fixed=True)
     _advance(state, proposals, now_ms)
-    before, implied = (*hold.charges, *hold.implied), _still_implied(hold, proposals)
-    for charge in before:
-        add_held(state, charge, -hold.amount_nano, now_ms)
-    before_nano = {_slot(each.budget_id, parse_span(each.window)): hold.amount_nano for each in before}
+    before, implied = hold.amounts(), _still_implied(hold, proposals)
+    for charge, amount_nano in before:
+        add_held(state, charge, -amount_nano, now_ms)
+    before_nano = {_slot(charge.budget_id, parse_span(charge.window)): amount_nano for charge, amount_nano in before}
     kept, lacking = _choose(proposals, _standings(state, proposals, now_ms), request.amount_nano, before_nano)
     if lacking:
         refused = _refused(state, lacking, request.amount_nano, now_ms)
-        for charge in before:
-            add_held(state, charge, hold.amount_nano, now_ms)
+        for charge, amount_nano in before:
+            add_held(state, charge, amount_nano, now_ms)
         return refused
-    hold.charges, hold.implied = tuple(each.charge() for each in kept), implied
-    for charge in (*hold.charges, *hold.implied):
-        add_held(state, charge, request.amount_nano, now_ms)
-    hold.amount_nano, hold.context, hold.resized_at_ms = request.amount_nano, request.context, now_ms
+    out = [(each, before_nano.get(_slot(each.budget_id, each.span))) for each in proposals if each not in kept]
+    hold.left = tuple((each.charge(), amount_nano) for each, amount_nano in out if amount_nano is not None)
+    hold.charges, hold.implied, hold.amount_nano = tuple(each.charge() for each in kept), implied, request.amount_nano
+    for charge, amount_nano in hold.amounts():
+        add_held(state, charge, amount_nano, now_ms)
+    hold.context, hold.resized_at_ms = request.context, now_ms
     hold.expires_at_ms = state.due[request.reservation_id] = now_ms + request.hold_ms
     return _admitted(state, kept, hold, now_ms)
 
@@ -144,8 +148,8 @@ def release(state: OrgState, reservation_id: str, now_ms: int) -> bool:
     hold = state.holds.get(reservation_id)
     if hold is None or hold.phase != "held" or state.due[reservation_id] != hold.expires_at_ms:
         return False
-    for charge in (*hold.charges, *hold.implied):
-        add_held(state, charge, -hold.amount_nano, now_ms)
+    for charge, amount_nano in hold.amounts():
+        add_held(state, charge, -amount_nano, now_ms)
     del state.holds[reservation_id], state.due[reservation_id]
     return True
 

@@ -125,7 +125,7 @@ SELECT transaction_id,
        argMaxIf(toUnixTimestamp64Milli(expires_at), {_SIZE_ORDER}, NOT is_ending) AS expires_at_ms,
        maxIf(toUnixTimestamp64Milli(time), type = {{reservation:String}}) AS admitted_at_ms,
        maxIf(toUnixTimestamp64Milli(time), type = {{resized:String}}) AS resized_at_ms,
-       countIf(type = {{expiry:String}}) > 0 AS has_expired,
+       countIf(startsWith(producer, {{expiry_producer:String}})) > 0 AS may_end_again,
        groupUniqArrayArray(`charges.window`) AS windows
 FROM (
     SELECT *, type IN ({{settlement:String}}, {{expiry:String}}) AS is_ending,
@@ -133,7 +133,8 @@ FROM (
     FROM events
     WHERE org = {{org:String}} AND type != {{denial:String}} AND {_CALLS_SINCE} AND transaction_id IN (
         SELECT transaction_id FROM events
-        WHERE {_ENDINGS} AND {_SINCE} AND (type = {{expiry:String}} OR recorded_at >= {_ENDED_SINCE}))
+        WHERE {_ENDINGS} AND {_SINCE}
+          AND (startsWith(producer, {{expiry_producer:String}}) OR recorded_at >= {_ENDED_SINCE}))
 )
 GROUP BY transaction_id
 HAVING maxIf(recorded_at, is_ending) >= {_ENDED_SINCE}
@@ -264,8 +265,9 @@ def _open_hold(first_raw: str, last_resized: str) -> Hold:
 def _ended_hold(row: Mapping[str, Any], now_ms: int) -> Hold:
     phase: HoldPhase = "settled" if row["ended_by"] == Settlement.TYPE else "expired"
     charges = tuple(Charge(*each) for each in row["charged"])
-    # One that a reaper has had may have a second ending on its way; `core.fold` remembers it as long as that matters.
-    until_ms = [counts_until_ms(parse_span(each), now_ms) for each in row["windows"]] if row["has_expired"] else []
+    # One that a reaper has had, or that a producer of one event has ended, may be told a second ending of; `core.fold`
+    # remembers it as long as that matters.
+    until_ms = [counts_until_ms(parse_span(each), now_ms) for each in row["windows"]] if row["may_end_again"] else []
     return Hold(
         row["hold_nano"],
         charges,

@@ -37,10 +37,11 @@ class Recorder:
         self._store = store
         self._offset = 0
 
-    async def record(self, event: Event, age_ms: int) -> None:
-        """One event, recorded `age_ms` ago."""
+    async def record(self, event: Event, age_ms: int, is_one_shot: bool = False) -> None:
+        """One event, recorded `age_ms` ago; of a producer of its own, if it `is_one_shot` or an expiry."""
         self._offset += 1
-        producer = EXPIRY_PRODUCER + event.transaction_id if isinstance(event, Expiry) else f"gw_{self._offset}"
+        is_one_shot |= isinstance(event, Expiry)
+        producer = EXPIRY_PRODUCER + event.transaction_id if is_one_shot else f"gw_{self._offset}"
         value = to_message(Stamped(event, producer, 1)).value
         row = event_row(Incoming(event.TOPIC, 0, self._offset, b"default", value, (), 0), decode(value))
         row["recorded_at"] = format_time(NOW_MS - age_ms)
@@ -153,9 +154,13 @@ async def test_an_end_that_may_come_again_is_remembered_until_its_windows_are_go
     await recorder.record(settlement("settled", long_window), 0)
     await recorder.record(reservation("expired", long_window), 0)
     await recorder.record(expiry("expired", long_window), 0)
+    for name, age_ms in (("ended", 0), ("long_ended", LONG_MS)):
+        await recorder.record(reservation(name, long_window), age_ms)
+        await recorder.record(settlement(name, long_window), age_ms, is_one_shot=True)
     holds = (await org_image(ledger_store, "default", NOW_MS)).image.holds
     assert holds["settled"].forget_at_ms == NOW_MS + TOMBSTONE_MS
-    assert holds["expired"].forget_at_ms == (NOW_MS // 3_600_000 + 61) * 3_600_000
+    for name in ("expired", "ended", "long_ended"):
+        assert holds[name].forget_at_ms == (NOW_MS // 3_600_000 + 61) * 3_600_000
     assert holds["expired"].booked_nano == 5
     assert (holds["settled"].amount_nano, holds["settled"].charges) == (RESERVATION.held_nano, (long_window,))
     assert holds["settled"].expires_at_ms == RESERVATION.expires_at_ms

@@ -142,4 +142,5 @@ def _hold(fields: dict[str, str], forget_at_ms: int | None) -> Hold:
         resized_at_ms=int(fields.get("resized", "0")),
         option=int(fields.get("option", "0")),
         implied=tuple(Charge(*each) for each in json.loads(fields.get("implied", "[]"))),
+        left=tuple((Charge(*each), int(amount)) for *each, amount in json.loads(fields.get("left", "[]"))),
     )

@@ -156,7 +156,7 @@ async def resize(twins: Twins, draw: Draw) -> None:
     name = draw.one_of(twins.recent())
     hold = twins.state.holds.get(name)
     proposals: dict[str, Proposal] = {}
-    for charge in () if hold is None else hold.charges:
+    for charge in () if hold is None else (*hold.charges, *(each for each, _ in hold.left)):
         if draw.number(0, 5):
             span = parse_span(charge.window)
             is_fixed = draw.number(0, 5) > 0
@@ -170,6 +170,25 @@ async def resize(twins: Twins, draw: Draw) -> None:
     own_nano = 0 if hold is None else hold.amount_nano
     asked = at_the_brim(twins, draw, amount_nano, tuple(proposals.values()), own_nano)
     await twins.resize(HoldRequest(ORG, name, amount_nano, asked, hold_ms, context))
+
+
+async def leave(twins: Twins, draw: Draw) -> None:
+    """A hold grows, and some of the budgets it is charged to have no room and let their parents pay."""
+    open_holds = {name: hold for name in twins.recent() if (hold := twins.state.holds.get(name)) and hold.charges}
+    if not open_holds:
+        return
+    name = draw.one_of(sorted(open_holds))
+    hold, more_nano = open_holds[name], draw.number(1, 300)
+    proposals = tuple(
+        Proposal(
+            each.budget_id, each.scope, parse_span(each.window), draw.one_of((0, 100, 600)), draw.one_of(rules), True
+        )
+        for charges, rules in ((hold.charges, ("parent", "pass")), ([each for each, _ in hold.left], ("parent",)))
+        for each in charges
+    )
+    amount_nano = min(hold.amount_nano + more_nano, MAX_FIGURE)
+    asked = at_the_brim(twins, draw, amount_nano, proposals, hold.amount_nano)
+    await twins.resize(HoldRequest(ORG, name, amount_nano, asked, 900_000, "{}"))
 
 
 async def release(twins: Twins, draw: Draw) -> None:

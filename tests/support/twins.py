@@ -229,11 +229,11 @@ class Twins:
     def _assert_held_is_the_sum_of_open_holds(self) -> None:
         held = Counter[tuple[str, str]]()
         for hold in self.state.holds.values():
-            assert hold.phase == "held" or not hold.implied
-            for charge in (*hold.charges, *hold.implied) if hold.phase == "held" else ():
+            assert hold.phase == "held" or not (hold.implied or hold.left)
+            for charge, amount_nano in hold.amounts() if hold.phase == "held" else ():
                 span = parse_span(charge.window)
                 slot = f"{span.bucket_ms}:{span.count}" if isinstance(span, RollingSpan) else charge.window
-                held[charge.budget_id, slot] += hold.amount_nano
+                held[charge.budget_id, slot] += amount_nano
         if self.is_saturated:
             return
         for (budget_id, window), figures in self.state.windows.items():

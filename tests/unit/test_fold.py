@@ -295,6 +295,29 @@ def test_a_hold_that_a_reaper_has_had_is_remembered_while_it_could_matter() -> N
     assert spent(claimed)[0] == 30, "the expiry that was on its way found it settled"
 
 
+@pytest.mark.parametrize("late_ms", [TOMBSTONE_MS, 7 * TOMBSTONE_MS])
+def test_an_ending_of_a_one_shot_producer_counts_once_however_late_it_comes_again(late_ms: int) -> None:
+    """As of a gateway that died when it had published and not yet forgotten, and is back after hours."""
+    state = live()
+    fold(state, step("restore", 0, 50), step("settle", 1, 30, producer="expiry:end:txn_1", sequence=1))
+    forget(state, NOW_MS + late_ms)
+    fold(state, step("settle", 2, 30, producer="expiry:end:txn_1", sequence=1), now_ms=NOW_MS + late_ms)
+    assert spent(state)[0] == 30
+    assert held(state)[0] == 0
+
+
+def test_a_claimed_hold_is_remembered_while_its_expiry_could_change_what_it_implies() -> None:
+    state = live()
+    month = Charge("bud_month", "org:acme", f"c:0:{NOW_MS + 30 * 86_400_000}")
+    fold(state, step("restore", 0, 50))
+    assert claim_due(state, NOW_MS + 5_000, 1)
+    late_ms = NOW_MS + 3 * 86_400_000
+    for offset, kind, amount_nano, at_ms in ((1, "settle", 30, NOW_MS + 5_001), (2, "expire", 50, late_ms)):
+        forget(state, at_ms)
+        fold(state, replace(step(kind, offset, amount_nano), implied=(month,)), now_ms=at_ms)  # type: ignore[arg-type]
+        assert state.windows[month.budget_id, month.window].spent_nano == 30
+
+
 def test_an_expired_hold_is_remembered_until_no_settlement_can_correct_it() -> None:
     state = live()
     fold(state, step("restore", 0, 50), step("expire", 1, 50))

@@ -281,7 +281,9 @@ async def test_a_fallback_child_that_is_full_lets_its_parent_pay_for_the_rest(th
     assert settlement.parent_charged == (child.budget_id,)
     assert [each.budget_id for each in settlement.charges] == [parent.budget_id]
     assert resizes(there)[-1].charges == settlement.charges
-    assert there.held_nano() == settlement.held_nano, "nothing is left at the child"
+    assert there.held_nano() == settlement.held_nano + reservation(there).held_nano, "the child holds on until the fold"
+    await fold_all(there)
+    assert there.held_nano() == 0, "nothing is left at the child"
 
 
 # ---- when it can't be known ---------------------------------------------------------------------------------------

@@ -70,8 +70,8 @@ async def test_a_reservation_that_grows_past_a_child_is_charged_to_a_parent_that
         await set_budgets(there, parent, replace(child, parent_id="bud_q", child_mode="fallback"))
         grown = await post(there, large, {"amount_usd": "1.10"})
         assert (grown.status, grown.json()["parent_charged"]) == (200, ["bud_c"])
-        assert (held_by(there, "bud_c"), held_by(there, "bud_q")) == (100_000_000, 1_100_000_000)
+        assert (held_by(there, "bud_c"), held_by(there, "bud_q")) == (200_000_000, 1_100_000_000), "not folded yet"
         assert (await post(there, small, {"amount_usd": "0.30"})).status == 200
-        assert (held_by(there, "bud_c"), held_by(there, "bud_q")) == (300_000_000, 1_400_000_000)
+        assert (held_by(there, "bud_c"), held_by(there, "bud_q")) == (400_000_000, 1_400_000_000)
         refused = await post(there, small, {"amount_usd": "0.41"})
         assert (refused.status, refused.json()["budget_id"]) == (402, "bud_q")

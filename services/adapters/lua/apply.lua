@@ -50,13 +50,20 @@ local function take_out(hold, charges)
   end
 end
 
+local function take_out_all(hold, charges)
+  take_out(hold, charges)
+  if hold[8] then
+    hold_left(ARGV[1], hold[8], true, now)
+  end
+end
+
 local function resize(id, hold_key, hold, amount, context, expires, time, charges_json, charges, implied, implied_json)
-  take_out(hold, decode_charges(ARGV[1], hold[3]))
+  take_out_all(hold, decode_charges(ARGV[1], hold[3]))
   for _, charge in ipairs(charges) do
     add_held(charge.key, charge.span, amount, now)
   end
-  if hold[7] then
-    redis.call('HDEL', hold_key, 'implied')
+  if hold[7] or hold[8] then
+    redis.call('HDEL', hold_key, 'implied', 'left')
   end
   hold_implied(hold_key, amount, implied, implied_json, now)
   redis.call('HSET', hold_key, 'amount', amount, 'charges', charges_json, 'context', context, 'resized', time)
@@ -66,8 +73,10 @@ local function resize(id, hold_key, hold, amount, context, expires, time, charge
   end
 end
 
-local function apply_step(kind, id, amount, context, expires, time, hold_key, charges_json, charges, implied, implied_json)
-  local hold = redis.call('HMGET', hold_key, 'phase', 'amount', 'charges', 'expires', 'booked', 'resized', 'implied')
+-- Answers whether it was an ending after which there may be another one.
+local function apply_step(kind, producer, id, amount, context, expires, time, hold_key, charges_json, charges, implied, implied_json)
+  local hold = redis.call('HMGET', hold_key, 'phase', 'amount', 'charges', 'expires', 'booked', 'resized', 'implied',
+    'left')
   local phase, booked = hold[1], hold[5] or '0'
   if kind == 'restore' then
     if not phase and not may_be_forgotten(time) then
@@ -85,7 +94,8 @@ local function apply_step(kind, id, amount, context, expires, time, hold_key, ch
     end
     return
   end
-  local may_end_again = kind == 'expire'
+  -- What a producer of one event publishes again, no sequence tells from the first.
+  local may_end_again = kind == 'expire' or string.sub(producer, 1, #EXPIRY_PRODUCER) == EXPIRY_PRODUCER
   local held_charges = charges
   if not phase then
     redis.call('HSET', hold_key, 'amount', '0', 'charges', charges_json, 'expires', '0', 'admitted', '0')
@@ -97,7 +107,7 @@ local function apply_step(kind, id, amount, context, expires, time, hold_key, ch
       held_charges = decode_charges(ARGV[1], hold[3])
     end
     if phase == 'held' then
-      take_out(hold, held_charges)
+      take_out_all(hold, held_charges)
       -- Only a claim moves a hold's place in the order, and only a claimed one can have an expiry in the log.
       may_end_again = may_end_again or tonumber(redis.call('ZSCORE', KEYS[4], id)) ~= tonumber(hold[4])
       redis.call('ZREM', KEYS[4], id)
@@ -116,13 +126,14 @@ local function apply_step(kind, id, amount, context, expires, time, hold_key, ch
     forget_ms = math.max(forget_ms, forget_at(held_charges, may_end_again, now))
     redis.call('HSET', hold_key, 'charges', charges_json)
   end
-  redis.call('HDEL', hold_key, 'context', 'implied')
+  redis.call('HDEL', hold_key, 'context', 'implied', 'left')
   redis.call('HSET', hold_key, 'phase', kind == 'settle' and 'settled' or 'expired', 'booked', amount)
   redis.call('PEXPIREAT', hold_key, digits(forget_ms))
+  return may_end_again
 end
 
 -- Twin of core.fold's: the charges that an ending does not carry, when it is the one that counts.
-local function apply_implied(kind, before, amount, hold_key, implied)
+local function apply_implied(kind, before, amount, hold_key, implied, may_end_again)
   local phase, booked = before[1], before[2] or '0'
   if phase == 'settled' or (phase == 'expired' and kind == 'expire') then
     return
@@ -131,7 +142,7 @@ local function apply_implied(kind, before, amount, hold_key, implied)
     add_spent(charge.key, charge.span, amount, now)
     add_spent(charge.key, charge.span, negative(booked), now)
   end
-  if kind == 'expire' then
+  if may_end_again then
     redis.call('PEXPIREAT', hold_key, digits(forget_at(implied, true, now)), 'GT')
   end
 end
@@ -152,9 +163,10 @@ while at < #ARGV do
     end
     local hold_key = KEYS[tonumber(hold)]
     local before = implied_json and (kind == 'settle' or kind == 'expire') and redis.call('HMGET', hold_key, 'phase', 'booked')
-    apply_step(kind, id, amount, context, expires, time, hold_key, charges_json, charges, implied, implied_json)
+    local may_end_again = apply_step(kind, producer, id, amount, context, expires, time, hold_key, charges_json, charges,
+      implied, implied_json)
     if before then
-      apply_implied(kind, before, amount, hold_key, implied)
+      apply_implied(kind, before, amount, hold_key, implied, may_end_again)
     end
     applied = applied + 1
   end

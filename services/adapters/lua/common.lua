@@ -167,6 +167,17 @@ local function hold_implied(key, amount, implied, implied_json, now)
   end
 end
 
+-- Holds on what a hold has left to its parents' account, or takes it out: JSON of charges, each with its amount behind it.
+-- Answers the charges and their amounts.
+local function hold_left(prefix, left_json, is_out, now)
+  local left, amounts = decode_charges(prefix, left_json), {}
+  for index, charge in ipairs(cjson.decode(left_json)) do
+    amounts[index] = charge[4]
+    add_held(left[index].key, left[index].span, is_out and negative(charge[4]) or charge[4], now)
+  end
+  return left, amounts
+end
+
 local function start_hold(key, id, amount, charges_json, context, expires, admitted, due, charges, now)
   redis.call('HSET', key, 'phase', 'held', 'amount', amount, 'charges', charges_json, 'context', context,
     'expires', expires, 'admitted', admitted)

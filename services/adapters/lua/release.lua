@@ -2,7 +2,7 @@
 -- KEYS: hold, due, then the figures of each of its charges. ARGV: reservation id, its charges as JSON, their windows,
 -- prefix of the org's keys.
 -- Answers 1, or 0 when there is no such hold any more.
-local hold = redis.call('HMGET', KEYS[1], 'phase', 'amount', 'charges', 'implied', 'expires')
+local hold = redis.call('HMGET', KEYS[1], 'phase', 'amount', 'charges', 'implied', 'expires', 'left')
 if hold[1] ~= 'held' or hold[3] ~= ARGV[2] then
   return 0
 end
@@ -15,6 +15,9 @@ for index = 3, #KEYS do
 end
 for _, charge in ipairs(hold[4] and decode_charges(ARGV[#ARGV], hold[4]) or {}) do
   add_held(charge.key, charge.span, negative(hold[2]), now)
+end
+if hold[6] then
+  hold_left(ARGV[#ARGV], hold[6], true, now)
 end
 set_expiries(now)
 redis.call('DEL', KEYS[1])

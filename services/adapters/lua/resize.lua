@@ -11,7 +11,7 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return { 'cold' }
 end
-local old = redis.call('HMGET', KEYS[3], 'phase', 'amount', 'charges', 'expires', 'option', 'implied')
+local old = redis.call('HMGET', KEYS[3], 'phase', 'amount', 'charges', 'expires', 'option', 'implied', 'left')
 if old[1] ~= 'held' then
   return { 'gone' }
 end
@@ -87,24 +87,33 @@ for index = 5, #KEYS do
 end
 local is_same = '[' .. table.concat(asked, ',') .. ']' == old[3]  -- as for a stream that goes on, which is most
 local old_charges, was_charged = is_same and same_charges or decode_charges(ARGV[5], old[3]), {}
+-- What each key has held of this call until now.
+local before = {}
 for _, charge in ipairs(old_charges) do
   add_held(charge.key, charge.span, negative(old[2]), now)
-  was_charged[charge.key] = true
+  was_charged[charge.key], before[charge.key] = true, old[2]
 end
 local old_implied = old[6] and decode_charges(ARGV[5], old[6]) or {}
+local old_left, left_amounts = {}, {}
+if old[7] then
+  old_left, left_amounts = hold_left(ARGV[5], old[7], true, now)
+end
 local implied, implied_json = still_implied(old_implied, was_charged)
 for _, charge in ipairs(old_implied) do
   add_held(charge.key, charge.span, negative(old[2]), now)
-  was_charged[charge.key] = true
+  before[charge.key] = old[2]
+end
+for index, charge in ipairs(old_left) do
+  before[charge.key] = left_amounts[index]
 end
 
 local refused = { 'refused', version, now }
-local charges, is_out = {}, {}
-local grows = not has_room(old[2], '0', '0', amount)
+local charges, left, is_out = {}, {}, {}
 for index = 5, #KEYS do
   local key, at = KEYS[index], index * 6 - 24
   local spent, held = figures_of(key, spans[index], at)
-  if (grows or not was_charged[key]) and not has_room(ARGV[at + 3], spent, held, amount) then
+  local grows = not before[key] or not has_room(before[key], '0', '0', amount)
+  if grows and not has_room(ARGV[at + 3], spent, held, amount) then
     local rule = ARGV[at + 5]
     is_out[index] = rule == 'parent'
     if rule == 'block' or rule == 'downgrade' then
@@ -113,6 +122,8 @@ for index = 5, #KEYS do
   end
   if not is_out[index] then
     charges[#charges + 1] = asked[index - 4]
+  elseif before[key] then
+    left[#left + 1] = string.sub(asked[index - 4], 1, -2) .. ',"' .. before[key] .. '"]'
   end
 end
 if #refused > 3 then
@@ -121,6 +132,9 @@ if #refused > 3 then
   end
   for _, charge in ipairs(old_implied) do
     add_held(charge.key, charge.span, old[2], now)
+  end
+  if old[7] then
+    hold_left(ARGV[5], old[7], false, now)
   end
   set_expiries(now)
   return refused
@@ -137,6 +151,13 @@ if #implied < #old_implied then
   redis.call('HDEL', KEYS[3], 'implied')
 end
 hold_implied(KEYS[3], amount, implied, implied_json, now)
+if #left > 0 then
+  local left_json = '[' .. table.concat(left, ',') .. ']'
+  redis.call('HSET', KEYS[3], 'left', left_json)
+  hold_left(ARGV[5], left_json, false, now)
+elseif old[7] then
+  redis.call('HDEL', KEYS[3], 'left')
+end
 for index = 5, #KEYS do
   local spent, held = figures_of(KEYS[index], spans[index], index * 6 - 24)
   answer[#answer + 1] = is_out[index] and '' or spent

@@ -241,10 +241,77 @@ async def test_a_full_rule_decides_for_a_larger_hold_as_for_a_new_one(rig: Rig) 
     answer = await resize(rig, 51, *asked)
     assert isinstance(answer, Admitted)
     assert [each.budget_id for each in answer.charges] == ["bud_1", "bud_3"]
-    assert await held(rig, *asked) == [51, 0, 51]
+    assert await held(rig, *asked) == [51, 40, 51], "the child holds on what it had"
     refused = await resize(rig, 60, proposal(100), replace(child, full_rule="downgrade"))
     assert isinstance(refused, Refused)
-    assert [each.budget_id for each in refused.exhausted] == ["bud_child"]
+    assert [(each.budget_id, each.held_nano) for each in refused.exhausted] == [("bud_child", 0)]
+    assert await held(rig, *asked) == [51, 40, 51]
+
+
+CHILD = proposal(50, "bud_child", RING)
+PAYING = (FIXED, replace(CHILD, is_fixed=True, full_rule="parent"))
+
+
+async def leave(rig: Rig) -> None:
+    """A hold of 40 grows to 60, and its child lets the parent pay."""
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100), CHILD)), Admitted)
+    await rig.turn_to(NOW_MS + 100)
+    answer = await resize(rig, 60, *PAYING)
+    assert isinstance(answer, Admitted)
+    assert answer.charges == (proposal(100).charge(),)
+    assert await held(rig, proposal(100), CHILD) == [60, 40]
+    assert (await rig.state()).holds["txn_1"].left == ((CHILD.charge(), 40),)
+    assert isinstance(await rig.hot.reserve(request_of(11, CHILD, name="txn_2")), Refused), "it may yet be spent there"
+
+
+async def test_a_child_that_leaves_holds_on_until_the_change_is_folded(rig: Rig) -> None:
+    await leave(rig)
+    grown = FoldStep("resize", 0, "gw_1", 1, "txn_1", 60, (proposal(100).charge(),), "{}", NOW_MS + 9_000, NOW_MS + 100)
+    earlier = replace(grown, amount_nano=45, time_ms=NOW_MS + 99)
+    await rig.hot.apply(ORG, PLACE_OF_HOLDS, [earlier], 1)
+    assert await held(rig, proposal(100), CHILD) == [60, 40]
+    await rig.hot.apply(ORG, PLACE_OF_HOLDS, [replace(grown, offset=1, sequence=2)], 2)
+    assert await held(rig, proposal(100), CHILD) == [60, 0]
+    assert (await rig.state()).holds["txn_1"].left == ()
+
+
+async def test_a_call_that_never_heard_that_its_child_has_left_is_spent_there(rig: Rig) -> None:
+    await leave(rig)
+    charges = (proposal(100).charge(), CHILD.charge())
+    await rig.hot.apply(ORG, PLACE, [FoldStep("settle", 0, "gw_1", 1, "txn_1", 35, charges)], 1)
+    assert (await spent(rig, proposal(100), CHILD), await held(rig, proposal(100), CHILD)) == ([35, 35], [0, 0])
+    assert (await rig.state()).holds["txn_1"].left == ()
+
+
+async def test_a_hold_that_is_let_go_holds_nothing_of_a_child_that_had_left(rig: Rig) -> None:
+    await leave(rig)
+    assert await rig.hot.release(ORG, "txn_1")
+    assert await held(rig, proposal(100), CHILD) == [0, 0]
+
+
+async def test_whoever_does_not_know_that_a_child_has_left_changes_the_hold_as_it_was(rig: Rig) -> None:
+    await leave(rig)
+    as_it_was = [replace(each, full_rule="pass") for each in PAYING]
+    answer = await resize(rig, 40, *as_it_was)
+    assert isinstance(answer, Admitted)
+    assert answer.charges == (proposal(100).charge(), CHILD.charge())
+    assert await held(rig, proposal(100), CHILD) == [40, 40]
+    assert (await rig.state()).holds["txn_1"].left == ()
+
+
+async def test_a_child_that_has_left_is_asked_again_for_all_or_let_go_of(rig: Rig) -> None:
+    await leave(rig)
+    assert isinstance(await resize(rig, 70, *PAYING), Admitted)
+    assert await held(rig, proposal(100), CHILD) == [70, 40], "it has no room for that either"
+    assert isinstance(await resize(rig, 101, *PAYING), Refused)
+    assert await held(rig, proposal(100), CHILD) == [70, 40]
+    answer = await resize(rig, 80, FIXED, replace(PAYING[1], limit_nano=80))
+    assert isinstance(answer, Admitted)
+    assert (await held(rig, proposal(100), CHILD), (await rig.state()).holds["txn_1"].left) == ([80, 80], ())
+    assert isinstance(await resize(rig, 90, *PAYING), Admitted)
+    assert await held(rig, proposal(100), CHILD) == [90, 80]
+    assert isinstance(await resize(rig, 90, FIXED), Admitted)
+    assert await held(rig, proposal(100), CHILD) == [90, 0], "who no longer names it knows that it has left"
 
 
 async def test_an_event_moves_the_charges_of_a_hold_whose_change_was_lost(rig: Rig) -> None:
