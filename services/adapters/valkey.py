@@ -57,7 +57,11 @@ class UnsafeHotStateError(RuntimeError):
 
 
 class ValkeyHotState(ValkeyMarks, ValkeyFences):
-    """`ports.HotState`: every method is one round trip, but for `release`, `claim_due`, `apply` of many and `load`."""
+    """`ports.HotState`: a method is one round trip.
+
+    But for `release`, `open_holds`, `load`, for `apply`, `filled` and `epochs` of many, and for
+    `move_fold_fence` in a cluster.
+    """
 
     def __init__(self, connection: HotConnection) -> None:
         self._connection = connection
@@ -92,7 +96,7 @@ class ValkeyHotState(ValkeyMarks, ValkeyFences):
         return resize_answer(request, await self._run("resize", *resize_call(request)))
 
     async def release(self, org: str, reservation_id: str) -> bool:
-        """See the port."""
+        """See the port. Two round trips: the script has to be told the keys of what is charged, and checks them."""
         hold_key = org_key(org, f"h:{reservation_id}")
         text = await self._connection.execute("HGET", hold_key, "charges")
         if text is None:
@@ -127,15 +131,14 @@ class ValkeyHotState(ValkeyMarks, ValkeyFences):
         return Applied(applied, duplicates)
 
     async def claim_due(self, org: str, limit: int) -> tuple[DueHold, ...]:
-        """See the port. Another reaper may take some of those that are next, so there may be fewer than `limit`."""
-        due_key = org_key(org, "hx")
-        names: list[bytes] = await self._connection.execute("ZRANGE", due_key, 0, limit - 1) if limit > 0 else []
-        if not names:
+        """See the port."""
+        if limit <= 0:
             return ()
-        keys = [org_key(org, "epoch"), due_key, *(org_key(org, f"h:{name.decode()}") for name in names)]
+        keys = [org_key(org, "epoch"), org_key(org, "hx")]
+        claimed = await self._run("claim", keys, [limit, org_key(org, "")])
         return tuple(
             DueHold(name.decode(), int(amount), parse_charges(charges), context.decode(), int(admitted_at))
-            for name, amount, charges, context, admitted_at in await self._run("claim", keys, names)
+            for name, amount, charges, context, admitted_at in claimed
         )
 
     async def peek(self, org: str, proposals: Sequence[Proposal]) -> tuple[Standing, ...] | None:

@@ -84,8 +84,8 @@ async def _serve(settings: Settings) -> None:
     rebuilder = Rebuilder(log, hot, ledger, directory, fences, observer, _new_id, configs, thresholds)
     folder = Folder(log, hot, fences, rebuilder, observer, patience, configs, thresholds)
     backfiller = Backfiller(hot, ledger, configs, folder, rebuilder, thresholds, places, observer, patience, _new_id)
-    reaper = Reaper(log, hot, directory, observer)
-    caretaker = Caretaker(ValkeyUpkeep(connection), hot, directory, configs, patience, _new_id)
+    reaper = Reaper(log, hot, directory, observer, configs.snapshots)
+    caretaker = Caretaker(ValkeyUpkeep(connection), hot, configs, patience, _new_id)
     try:
         await patience.until_answered("hot state", hot.check_safe)
     except UnsafeHotStateError as error:
@@ -93,7 +93,7 @@ async def _serve(settings: Settings) -> None:
     await fences.prepare(places)
     side_work = [
         patience.every(settings.poll_interval_s, "rebuild", rebuilder.rebuild_cold),
-        patience.every(settings.reap_interval_s, "expiry", reaper.reap),
+        patience.every(settings.reap_interval_s, "expiry", lambda: _reap(fences, reaper)),
         patience.every(settings.poll_interval_s, "backfill", backfiller.backfill),
         patience.every(LOOK_AGAIN_S, "thresholds", thresholds.look_again),
         patience.every(UPKEEP_INTERVAL_S, "upkeep", caretaker.go_round),
@@ -116,6 +116,12 @@ async def _serve(settings: Settings) -> None:
 
 def _new_id() -> str:
     return str(ULID())
+
+
+async def _reap(fences: Fences, reaper: Reaper) -> None:
+    # A process that ends at a gap, and again at each restart, would publish the same expiries each time.
+    if fences.has_begun:
+        await reaper.reap()
 
 
 async def _trim(log: ValkeyLog, hot: HotState, ledger: LedgerView) -> None:

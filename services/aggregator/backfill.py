@@ -15,11 +15,13 @@ from typing import Final, Literal
 
 import structlog
 
+from services.aggregator.alarms import Alarms
 from services.aggregator.configs import Configs, OrgConfig
 from services.aggregator.folder import Folder
 from services.aggregator.observe import Observer
 from services.aggregator.patience import Patience
 from services.aggregator.rebuild import Rebuilder, Replay, implied_nano
+from services.aggregator.snapshots import UnreadableSnapshotError
 from services.aggregator.thresholds import Thresholds
 from services.core.events import Settlement
 from services.core.fold import OffsetGapError
@@ -34,11 +36,12 @@ CHECK_MARKS_S: Final = 30.0
 FOLD_PATIENCE_S: Final = 10.0
 PAUSE_S: Final = 0.02
 HELD_AT_ONCE: Final = 128
-_ALARM: Final = "backfill:{0}"
+_ALARM: Final = "backfill"
+_UNREADABLE: Final = "unreadable_snapshot"
 
 
 class Backfiller:
-    """Sees to the budgets of every published org that are not backfilled yet."""
+    """Sees to the budgets of every published org that are not backfilled yet, and tells of orgs that can't be read."""
 
     def __init__(
         self,
@@ -61,19 +64,16 @@ class Backfiller:
         self._thresholds = thresholds
         self._places = [each for each in places if each.topic == Settlement.TOPIC]
         self._all_places = list(places)
-        self._observer = observer
+        self._alarms = Alarms(hot, observer, _ALARM)
+        self._unreadable = Alarms(hot, observer, _UNREADABLE)
         self._patience = patience
         self._new_token = new_token
         self._waiting: set[str] = set()
         self._versions: dict[str, int] = {}
-        self._alarmed: set[str] | None = None
         self._checked_s = time.monotonic()
 
     async def backfill(self) -> None:
         """Looks for changes, and does what there is to do. Raises `UnavailableError`; it is tried again then."""
-        if self._alarmed is None:  # an earlier process may have left some
-            prefix = _ALARM.format("")
-            self._alarmed = {name[len(prefix) :] for name in await self._hot.alarms() if name.startswith(prefix)}
         versions = await self._configs.refresh()
         if versions is not None:
             self._waiting |= {org for org, version in versions.items() if self._versions.get(org) != version}
@@ -91,7 +91,12 @@ class Backfiller:
             raise failure
 
     async def _see_to(self, org: str) -> None:
-        config = await self._configs.of(org)
+        try:
+            config = await self._configs.of(org)
+        except UnreadableSnapshotError as error:
+            await self._unreadable.set(org, str(error))
+            return  # the next publication is the next try
+        await self._unreadable.set(org, None)
         if config.version < self._versions.get(org, 0):
             # Read before the change that it waits for, and kept by whoever was slow to compile it.
             self._configs.forget(org)
@@ -183,17 +188,8 @@ class Backfiller:
         return "done" if await self._hot.backfill(org, fill) else "again"
 
     async def _alarm(self, org: str, text: str | None) -> None:
-        name = _ALARM.format(org)
-        assert self._alarmed is not None
-        if text is not None and org not in self._alarmed:
+        if await self._alarms.set(org, text) and text is not None:
             _log.warning("backfill_waits", org=org, reason=text)
-            await self._hot.set_alarm(name, text)
-            self._alarmed.add(org)
-            self._observer.alarm(name, True)
-        elif text is None and org in self._alarmed:
-            await self._hot.clear_alarm(name)
-            self._alarmed.discard(org)
-            self._observer.alarm(name, False)
 
 
 def _unusable(config: OrgConfig) -> str | None:

@@ -5,7 +5,6 @@ all. What fails is left to the next round; `kill -9` is safe at any instant, bec
 state itself says.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -16,8 +15,7 @@ from services.aggregator.configs import Configs
 from services.aggregator.patience import Patience
 from services.core.budgets import Budget
 from services.core.hotstate import Backfill
-from services.core.ports import Directory, HotState, UnavailableError
-from services.core.snapshot import decode_snapshot
+from services.core.ports import HotState, UnavailableError
 from services.core.upkeep import Endless, Page, Upkeep
 from services.core.windows import LifetimeWindow
 
@@ -35,14 +33,12 @@ class Caretaker:
         self,
         upkeep: Upkeep,
         hot: HotState,
-        directory: Directory,
         configs: Configs,
         patience: Patience,
         new_token: Callable[[], str],
     ) -> None:
         self._upkeep = upkeep
         self._hot = hot
-        self._directory = directory
         self._configs = configs
         self._patience = patience
         self._new_token = new_token
@@ -100,10 +96,10 @@ class Caretaker:
         if gone or any(each.has_end and each.budget_id in lasting for each in keys):
             # What is kept of it may be older than the keys. A budget is published before anything is charged to it, so
             # one that is not in the snapshot now is gone, or for all time no longer.
-            body = await self._directory.snapshot(org)
-            if body is None:
+            snapshot = await self._configs.snapshots.latest(org)
+            if snapshot is None:
                 return
-            lasting = _lasting((await asyncio.to_thread(decode_snapshot, body)).budgets)
+            lasting = _lasting(snapshot.budgets)
             await self._upkeep.end_soon([each for each in gone if each.budget_id not in lasting])
             await self._upkeep.keep([each for each in keys if each.has_end and each.budget_id in lasting])
 

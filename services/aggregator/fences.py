@@ -95,6 +95,11 @@ class Fences:
                 await self._prove(place)
         return starts
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether this process has found where to read, of any partition."""
+        return bool(self._positions)
+
     def position(self, place: TopicPartition) -> int | None:
         """Where the fence was last seen to stand; None when the partition is not this process's (any more)."""
         return self._positions.get(place)

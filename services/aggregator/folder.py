@@ -164,7 +164,7 @@ class Folder:
     ) -> ApplyAnswer:
         if self._configs is None:
             return await self._hot.apply(org, place, [step for _, step in events], next_offset, None, above)
-        config = await self._configs.of(org)
+        config = await self._configs.to_fold_by(org)
         steps = await self._with_implied(org, events, config.implied)
         answer = await self._hot.apply(org, place, steps, next_offset, config.token, above)
         if self._thresholds is not None and place.topic == Settlement.TOPIC and isinstance(answer, Applied):

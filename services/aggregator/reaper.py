@@ -5,73 +5,122 @@ from typing import Final
 
 import structlog
 
+from services.aggregator.alarms import Alarms
 from services.aggregator.observe import Observer
+from services.aggregator.snapshots import Snapshots, UnreadableSnapshotError
+from services.aggregator.underway import Underway
 from services.core.budgets import Proposal
 from services.core.codec import decode_facts, to_message
 from services.core.codec_fields import UnreadableEventError
 from services.core.events import CallFacts, Expiry, Stamped
-from services.core.hotstate import EXPIRY_PRODUCER, DueHold
+from services.core.hotstate import CLAIM_MS, EXPIRY_PRODUCER, DueHold
 from services.core.parts import part_of, settled, spent_by
 from services.core.ports import Directory, EventLog, HotState, Outgoing, UnavailableError
-from services.core.snapshot import decode_snapshot
 
 _log = structlog.get_logger("farthing.aggregator")
 
 CLAIMED_AT_ONCE: Final = 500
+# One that can't be read is claimed again and again until it is settled. Not for this long: it was.
+UNREADABLE_MS: Final = 4 * CLAIM_MS
 
 
 class Reaper:
     """Claims due holds and publishes their expiry. What fails is claimed again once the claim lapses."""
 
-    def __init__(self, log: EventLog, hot: HotState, directory: Directory, observer: Observer) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        hot: HotState,
+        directory: Directory,
+        observer: Observer,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         self._event_log = log
         self._hot = hot
         self._directory = directory
         self._observer = observer
+        self._snapshots = snapshots or Snapshots(directory)
+        self._underway = Underway(log, hot)
+        self._alarms = Alarms(hot, observer, "unreadable_hold")
+        # Of each org with holds that can't be read, which these are, and when one of them was last due.
+        self._unreadable: dict[str, tuple[int, set[str]]] = {}
 
     async def reap(self) -> None:
-        """Ends what is due now, in every published org. Raises `UnavailableError`; nothing is lost by it."""
+        """Ends what is due now, in every published org. Raises `UnavailableError`; nothing is lost by it.
+
+        The holds of an org whose snapshot can't be read are left until it can: nobody knows whether to book them.
+        """
         failure: UnavailableError | None = None
-        for org in await self._directory.orgs():
+        for org, version in (await self._directory.published_versions()).items():
             try:
                 due = await self._hot.claim_due(org, CLAIMED_AT_ONCE)
             except UnavailableError as error:  # of a cluster one server may be away: the orgs of the others go on
                 failure = error
                 continue
             if due:
-                await self._expire(org, due)
+                try:
+                    await self._expire(org, version, due)
+                except UnreadableSnapshotError as error:
+                    _log.debug("expiries_wait", org=org, reason=str(error))  # which has an alarm of its own
+        await self._look_for_ended()
         if failure is not None:
             raise failure
 
-    async def _expire(self, org: str, due: Sequence[DueHold]) -> None:
-        snapshot = await self._directory.snapshot(org)
+    async def _expire(self, org: str, version: int, due: Sequence[DueHold]) -> None:
+        snapshot = await self._snapshots.at(org, version)
         if snapshot is None:
             return  # control is about to publish it again; until then nobody knows whether to book these holds
-        is_booked = decode_snapshot(snapshot).book_expired
         now_ms = await self._hot.now_ms()
-        messages = []
+        messages: list[Outgoing] = []
+        names: list[str] = []
         parts: list[tuple[DueHold, CallFacts, Proposal]] = []
-        for hold in due:
+        for hold in await self._underway.without(org, due, now_ms):
             try:
                 facts = decode_facts(hold.context)
             except UnreadableEventError as error:
-                _log.error("unreadable_hold", org=org, transaction_id=hold.reservation_id, reason=str(error))
+                await self._tell_unreadable(org, hold, str(error), now_ms)
                 continue
             part = part_of(facts)
             if part is None:
-                messages.append(to_message(expiry_of(hold, facts, is_booked, now_ms)))
+                messages.append(to_message(expiry_of(hold, facts, snapshot.book_expired, now_ms)))
+                names.append(hold.reservation_id)
             else:
                 parts.append((hold, facts, part))
         if parts:
-            messages += await self._ended_parts(org, parts, now_ms)
+            for name, message in await self._ended_parts(org, parts, now_ms):
+                messages.append(message)
+                names.append(name)
         if messages:
             await self._event_log.publish(messages)
+            self._underway.add(org, names, now_ms)
             self._observer.expired(len(messages))
+
+    async def _tell_unreadable(self, org: str, hold: DueHold, reason: str, now_ms: int) -> None:
+        """Says of a hold that can't be ended that it is there: once each hold, and by an alarm while there are any."""
+        _, names = self._unreadable.get(org, (0, set()))
+        if hold.reservation_id not in names:
+            _log.error("unreadable_hold", org=org, transaction_id=hold.reservation_id, reason=reason)
+        self._unreadable[org] = now_ms, names | {hold.reservation_id}
+        text = f"hold {hold.reservation_id} is over its time and can't be read: {reason}"
+        await self._alarms.set(org, text, again=True)  # another process, which was never handed it, may have cleared it
+
+    async def _look_for_ended(self) -> None:
+        """Clears the alarm of holds that are due no more, those of an earlier process as well."""
+        orgs = await self._alarms.raised()
+        if not orgs:
+            return
+        now_ms = await self._hot.now_ms()
+        for org in sorted(orgs):
+            seen_ms, _ = self._unreadable.setdefault(org, (now_ms, set()))
+            if seen_ms < now_ms - UNREADABLE_MS:
+                del self._unreadable[org]
+                await self._alarms.set(org, None)
 
     async def _ended_parts(
         self, org: str, parts: Sequence[tuple[DueHold, CallFacts, Proposal]], now_ms: int
-    ) -> list[Outgoing]:
-        """The settlements of parts that are over. One with open calls is looked at again when its claim lapses."""
+    ) -> list[tuple[str, Outgoing]]:
+        """The settlements of parts that are over, by their holds. One with open calls is looked at again when its claim
+        lapses."""
         standings = await self._hot.peek(org, [part for _, _, part in parts])
         if standings is None:
             return []
@@ -80,7 +129,8 @@ class Reaper:
             spent_nano = spent_by(part, standing, hold.amount_nano, now_ms)
             if spent_nano is not None:
                 settlement = settled(hold, facts, spent_nano, now_ms)
-                ended.append(to_message(Stamped(settlement, f"{EXPIRY_PRODUCER}{hold.reservation_id}", 1)))
+                stamped = Stamped(settlement, f"{EXPIRY_PRODUCER}{hold.reservation_id}", 1)
+                ended.append((hold.reservation_id, to_message(stamped)))
         return ended
 
 

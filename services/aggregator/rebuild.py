@@ -12,6 +12,7 @@ from services.aggregator.configs import Configs, NotPublishedError
 from services.aggregator.fences import Fences
 from services.aggregator.observe import Observer
 from services.aggregator.reading import folded_places, reading
+from services.aggregator.snapshots import UnreadableSnapshotError
 from services.aggregator.thresholds import Thresholds
 from services.core.backfill import ImpliedBudgets
 from services.core.budgets import Charge
@@ -139,7 +140,8 @@ class Rebuilder:
 
         Raises `UnavailableError`, the orgs still cold, when an outside system is away, and `OffsetGapError` when ledger
         and log together do not hold the whole history. Raises `NotPublishedError` when the budgets of some are lost
-        until control publishes them again: these stay cold, and all others are rebuilt.
+        until control publishes them again, and `UnreadableSnapshotError` when they can't be read: these stay cold, and
+        all others are rebuilt.
         """
         async with self._lock:
             epochs = await self._hot.epochs(orgs)
@@ -166,14 +168,14 @@ class Rebuilder:
             if self._thresholds is not None:
                 self._thresholds.rebuilt(org, replay.charged)
 
-    async def _replays(self, orgs: Sequence[str], now_ms: int) -> tuple[dict[str, Replay], NotPublishedError | None]:
+    async def _replays(self, orgs: Sequence[str], now_ms: int) -> tuple[dict[str, Replay], UnavailableError | None]:
         """Those of the orgs that are published, and why the others are not among them."""
         replays: dict[str, Replay] = {}
-        waiting: NotPublishedError | None = None
+        waiting: UnavailableError | None = None
         for org in orgs:
             try:
                 replays[org] = await self._replay(org, now_ms)
-            except NotPublishedError as error:
+            except (NotPublishedError, UnreadableSnapshotError) as error:
                 waiting = error
         return replays, waiting
 

@@ -6,6 +6,7 @@ from typing import Final
 import structlog
 
 from services.aggregator.configs import Configs, OrgConfig
+from services.aggregator.snapshots import UnreadableSnapshotError
 from services.core.alerts import (
     Slot,
     ThresholdCrossed,
@@ -37,7 +38,8 @@ class Thresholds:
     """Looks at what a budget has spent whenever a batch has changed it.
 
     It publishes first and marks afterwards. The fold waits until the hot state has answered, without which it could not
-    go on anyhow, and never for the log: what can't be published now is looked at again by `look_again`.
+    go on anyhow, and never for the log: what can't be published now is looked at again by `look_again`. So is what an
+    org has spent whose configuration can't be read.
     """
 
     def __init__(self, log: EventLog, hot: HotState, configs: Configs) -> None:
@@ -73,7 +75,7 @@ class Thresholds:
             org, changed = next(iter(self._changed.items()))
             try:
                 await self._look(org, tuple(changed.values()))
-            except _NotPublishedError as error:
+            except (_NotPublishedError, UnreadableSnapshotError) as error:
                 self._put_off(org, changed.values(), error)
             del self._changed[org]
 
@@ -85,7 +87,7 @@ class Thresholds:
             try:
                 await self.look_at_current(org)
             except UnavailableError as error:
-                _log.warning("thresholds_wait", org=org, reason=str(error))
+                _tell(org, error)
             else:
                 self._rebuilt.discard(org)
         noted, self._later = self._later, {}
@@ -107,15 +109,16 @@ class Thresholds:
                 self._put_off(org, changed.values(), error)
 
     def _put_off(self, org: str, charges: Iterable[Charge], error: UnavailableError) -> None:
-        _log.warning("thresholds_wait", org=org, reason=str(error))
-        _add(self._later, org, charges)
+        _tell(org, error)
+        if len(self._later.get(org, ())) < MAX_KNOWN:  # what is left out is told with its budget's next spend
+            _add(self._later, org, charges)
 
     async def look_at_current(self, org: str) -> None:
         """Looks at the present window of every budget, as after a change of limits. Raises `UnavailableError`.
 
         Budgets of each value, and sessions, are left until they are spent from.
         """
-        config = await self._configs.of(org)
+        config = await self._configs.lately(org)
         now_ms = await self._hot.now_ms()
         matches = tuple(
             Applicable(each, each.budget_id, each.scope)
@@ -125,7 +128,7 @@ class Thresholds:
         await self._look(org, [each.charge() for each in proposals_for(Matching(matches), None, now_ms)])
 
     async def _look(self, org: str, charges: Sequence[Charge]) -> None:
-        config = await self._configs.of(org)
+        config = await self._configs.lately(org)
         asked = [(charge, budget) for charge in charges if (budget := self._to_ask(org, config, charge)) is not None]
         for first in range(0, len(asked), PEEKED_AT_ONCE):
             some = asked[first : first + PEEKED_AT_ONCE]
@@ -207,6 +210,11 @@ class Thresholds:
             self._rings.setdefault(name, (charge, -1))
         else:
             self._rings.pop(name, None)
+
+
+def _tell(org: str, error: UnavailableError) -> None:
+    if not isinstance(error, UnreadableSnapshotError):  # which has an alarm of its own, and lasts
+        _log.warning("thresholds_wait", org=org, reason=str(error))
 
 
 def _add(noted: Noted, org: str, charges: Iterable[Charge]) -> None:

@@ -1,13 +1,24 @@
 """The compiled snapshot of an org: all a gateway needs to decide, versioned, published into the hot state."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar, get_args
 
-from services.core.billing import METERED, ConnectionAuthMode
-from services.core.budgets import Budget
-from services.core.windows import CalendarWindow, IntervalWindow, LifetimeWindow, RollingWindow, SessionWindow, Window
+from services.core.billing import CONNECTION_AUTH_MODES, METERED, ConnectionAuthMode
+from services.core.budgets import ESTIMATE_MODES, SCOPE_KINDS, Budget, ChildMode, Enforcement, WhenFull
+from services.core.windows import (
+    CALENDAR_UNITS,
+    CalendarWindow,
+    IntervalWindow,
+    LifetimeWindow,
+    RollingWindow,
+    SessionWindow,
+    Window,
+    check_zone,
+)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,29 +153,81 @@ def encode_snapshot(snapshot: Snapshot) -> bytes:
 def decode_snapshot(value: bytes) -> Snapshot:
     """The snapshot of `encode_snapshot` bytes; fields that a newer control adds are passed over.
 
-    Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` for anything else.
+    Raises `ValueError` for anything else, naming the field. A word that is not known is such a thing, for what is not
+    understood can't be enforced: a kind of scope, a unit of a window, a rule.
     """
     fields: dict[str, Any] = json.loads(value)
-    return Snapshot(
-        org=fields["org"],
-        version=fields["version"],
-        catalog_version=fields["catalog_version"],
-        hold_ms=fields["hold_ms"],
-        book_expired=fields["book_expired"],
-        budgets=tuple(_budget_of(each) for each in fields["budgets"]),
-        connections={each["vendor"]: _connection_of(each) for each in fields["connections"]},
-        # A control of an earlier release does not write these.
-        overrides=_overrides_of(fields.get("overrides")),
-        unknown_models=_unknown_models_of(fields.get("unknown_models")),
-        allow_unpriced_routes=fields.get("allow_unpriced_routes", False),
-        rules=tuple(_rule_of(each) for each in fields.get("rules", ())),
-    )
+    try:
+        return Snapshot(
+            org=_text(fields, "org"),
+            version=_whole(fields, "version"),
+            catalog_version=_text(fields, "catalog_version"),
+            hold_ms=_whole(fields, "hold_ms", 1),
+            book_expired=_flag(fields["book_expired"], "book_expired"),
+            budgets=tuple(_named(_budget_of, each, "budget_id") for each in fields["budgets"]),
+            connections={each["vendor"]: _named(_connection_of, each, "vendor") for each in fields["connections"]},
+            # A control of an earlier release does not write these.
+            overrides=_overrides_of(fields.get("overrides")),
+            unknown_models=_unknown_models_of(fields.get("unknown_models")),
+            allow_unpriced_routes=_flag(fields.get("allow_unpriced_routes", False), "allow_unpriced_routes"),
+            rules=tuple(_rule_of(each) for each in fields.get("rules", ())),
+        )
+    except KeyError as error:
+        raise ValueError(f"there is no {error.args[0]}") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"it is not made as a snapshot is: {error}") from error
 
 
 _PLAIN_BUDGET: Final = (
     "expression", "parent_id", "child_mode", "enforcement", "when_full", "downgrade_to", "extend", "since_version",
     "is_cap", "ends_at_ms",
 )  # fmt: skip
+# What a field may say, for those that have a closed list of words.
+_ENDLESS: Final = ("session", "lifetime")
+_BUDGET_TEXTS: Final = ("expression", "parent_id", "downgrade_to")
+_BUDGET_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "scope_kind": SCOPE_KINDS,
+    "estimate": ESTIMATE_MODES,
+    "child_mode": get_args(ChildMode),
+    "enforcement": get_args(Enforcement),
+    "when_full": get_args(WhenFull),
+}
+
+
+def _named(make: Callable[[Mapping[str, Any]], _T], fields: Mapping[str, Any], name: str) -> _T:
+    """What `make` makes of one entry of a list; its errors say of which."""
+    try:
+        return make(fields)
+    except KeyError as error:
+        raise ValueError(f"{name} {fields.get(name)}: there is no {error.args[0]}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} {fields.get(name)}: {error}") from error
+
+
+def _word(value: Any, name: str, words: Collection[str]) -> Any:
+    if type(value) is not str or value not in words:
+        raise ValueError(f"{name} {str(value)[:40]!r} is none of {', '.join(sorted(words))}")
+    return value
+
+
+def _whole(fields: Mapping[str, Any], name: str, least: int = 0, most: int | None = None) -> int:
+    value = fields[name]
+    if type(value) is not int or value < least or (most is not None and value > most):
+        raise ValueError(f"{name} {str(value)[:40]!r} is not a whole number from {least} to {most or 'any'}")
+    return value
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields[name]
+    if type(value) is not str:
+        raise ValueError(f"{name} {str(value)[:40]!r} is not a text")
+    return value
+
+
+def _flag(value: Any, name: str) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{name} {str(value)[:40]!r} is neither true nor false")
+    return value
 
 
 def _budget_fields(budget: Budget) -> dict[str, Any]:
@@ -182,17 +245,33 @@ def _budget_fields(budget: Budget) -> dict[str, Any]:
 
 
 def _budget_of(fields: Mapping[str, Any]) -> Budget:
+    for name in _BUDGET_TEXTS:
+        if fields.get(name) is not None:
+            _text(fields, name)
+    for name, words in _BUDGET_WORDS.items():
+        if name in fields and fields[name] not in words:
+            _word(fields[name], name, words)
     # A control of an earlier release writes fewer of these; the budget's defaults are what it meant.
     later = {name: fields[name] for name in ("estimate", *_PLAIN_BUDGET) if name in fields}
     for name in ("thresholds", "covers"):
         if name in fields:
+            if type(fields[name]) is not list:
+                raise ValueError(f"{name} is not a list")
             later[name] = tuple(fields[name])
+    if type(fields["window"]) is not dict:
+        raise ValueError("window is not an object")
+    for name in ("since_version", "ends_at_ms"):
+        if later.get(name) is not None:
+            _whole(later, name)
+    for name in ("extend", "is_cap"):
+        if name in later:
+            _flag(later[name], name)
     return Budget(
-        fields["budget_id"],
+        _text(fields, "budget_id"),
         fields["scope_kind"],
-        fields["scope_value"],
+        _text(fields, "scope_value"),
         _window_of(fields["window"]),
-        fields["limit_nano"],
+        _whole(fields, "limit_nano"),
         **later,
     )
 
@@ -234,17 +313,21 @@ def _overrides_of(fields: Mapping[str, Any] | None) -> Overrides | None:
 
 
 def _unknown_models_of(fields: Mapping[str, Any] | None) -> UnknownModels:
-    return UnknownModels() if fields is None else UnknownModels(fields["policy"], _target_of(fields["priced_as"]))
+    if fields is None:
+        return UnknownModels()
+    policy = _word(fields["policy"], "unknown_models.policy", UNKNOWN_MODEL_POLICIES)
+    return UnknownModels(policy, _target_of(fields["priced_as"]))
 
 
-def _connection_of(fields: dict[str, Any]) -> Connection:
+def _connection_of(fields: Mapping[str, Any]) -> Connection:
     return Connection(
         fields["vendor"],
         fields["dialect"],
         fields["base_url"],
         fields["sealed_key"],
         fields["prices_as"],
-        fields.get("auth_mode", METERED),  # a control of an earlier release does not write it
+        # A control of an earlier release does not write it.
+        _word(fields.get("auth_mode", METERED), "auth_mode", CONNECTION_AUTH_MODES),
     )
 
 
@@ -268,18 +351,20 @@ def _window_fields(window: Window) -> dict[str, Any]:
             return {"of": "lifetime"}
 
 
-def _window_of(fields: dict[str, Any]) -> Window:
+def _window_of(fields: Mapping[str, Any]) -> Window:
     if "length_ms" in fields:
-        return RollingWindow(fields["length_ms"])
+        return RollingWindow(_whole(fields, "length_ms", 1))
     if "every_ms" in fields:
-        return IntervalWindow(fields["every_ms"], fields["anchor_ms"])
+        return IntervalWindow(_whole(fields, "every_ms", 1), _whole(fields, "anchor_ms"))
     if "of" in fields:
-        return SessionWindow() if fields["of"] == "session" else LifetimeWindow()
+        of = _word(fields["of"], "window.of", _ENDLESS)
+        return SessionWindow() if of == "session" else LifetimeWindow()
+    # A control of an earlier release does not write the last three.
+    dated = {"week_start": 0, "anchor_day": 1, "anchor_month": 1, **fields}
     return CalendarWindow(
-        fields["unit"],
-        fields["zone"],
-        # A control of an earlier release does not write these.
-        fields.get("week_start", 0),
-        fields.get("anchor_day", 1),
-        fields.get("anchor_month", 1),
+        _word(fields["unit"], "window.unit", CALENDAR_UNITS),
+        check_zone(fields["zone"]),
+        _whole(dated, "week_start", 0, 6),
+        _whole(dated, "anchor_day", 1, 31),
+        _whole(dated, "anchor_month", 1, 12),
     )

@@ -39,7 +39,7 @@ def caretaker_of(world: World, parts: Parts, upkeep: MemoryUpkeep | None = None)
     parts.patience.pause = no_pause  # type: ignore[method-assign]
     upkeep = upkeep or MemoryUpkeep(lambda: world.clock_ms, world.store)
     new_token = lambda: f"token-{next(numbers)}"  # noqa: E731
-    return Caretaker(upkeep, world.hot, world.directory, parts.configs, parts.patience, new_token)
+    return Caretaker(upkeep, world.hot, parts.configs, parts.patience, new_token)
 
 
 async def charge(world: World, offset: int, *budget_ids: str, org: str = ORG) -> None:

@@ -16,6 +16,7 @@ from services.core.budgets import Budget
 from services.core.hotstate import OrgImage
 from services.core.matching import Expressions
 from services.core.ports import Pulse, UnavailableError
+from services.core.snapshot import Snapshot, encode_snapshot
 from services.core.windows import CalendarWindow
 from services.gateway import snapshots as snapshots_module
 from services.gateway.snapshots import HotClock, Snapshots
@@ -162,7 +163,13 @@ async def test_a_refresh_that_fails_is_tried_again(
     assert len((await snapshots.view("default")).snapshot.budgets) == 1
 
 
-@pytest.mark.parametrize("damage", [b"not JSON", b"[]", b'{"org":"default"}', b"catalog"])
+# What a newer control may write of a budget: it is whole, but for a word that nobody here knows.
+NEWER_WORD = encode_snapshot(
+    Snapshot("default", 2, "c", 900_000, True, (Budget("b", "org", "default", CalendarWindow("day", "UTC"), 1),), {})
+).replace(b'"day"', b'"fortnight"')
+
+
+@pytest.mark.parametrize("damage", [b"not JSON", b"[]", b'{"org":"default"}', NEWER_WORD, b"catalog"])
 async def test_what_can_not_be_read_leaves_the_old_view_and_the_other_orgs(
     damage: bytes,
     directory: CountingDirectory,
@@ -285,7 +292,7 @@ async def test_an_org_that_was_never_read_is_unavailable_while_it_can_not_be(
     snapshots: Snapshots, directory: CountingDirectory, org: PublishedOrg
 ) -> None:
     directory.store.snapshots["default"] = b"{}"
-    with pytest.raises(UnavailableError, match=r"snapshot of org default can't be read: KeyError\('org'\)"):
+    with pytest.raises(UnavailableError, match=r"snapshot of org default can't be read: .*there is no org"):
         await snapshots.view("default")
 
 

@@ -1,17 +1,13 @@
--- Twin of core.reserve.claim_due, over the holds that were the next ones due a moment ago.
--- KEYS: epoch, due, then each hold. ARGV: each reservation id. Answers of each hold that is due: id, amount, charges,
--- context, admitted at.
+-- Twin of core.reserve.claim_due. No more is read than what is due, and at most so much of it.
+-- KEYS: epoch, due. ARGV: how many at most, prefix of the org's keys. The caller can't name the holds' keys: they are
+-- named here, in the org's slot. Answers of each hold, earliest first: id, amount, charges, context, admitted at.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return {}
 end
 local now = now_ms()
 local claimed = {}
-for index, id in ipairs(ARGV) do
-  local due = tonumber(redis.call('ZSCORE', KEYS[2], id))
-  if due and due <= now then
-    redis.call('ZADD', KEYS[2], digits(now + CLAIM_MS), id)
-    local hold = redis.call('HMGET', KEYS[index + 2], 'amount', 'charges', 'context', 'admitted')
-    claimed[#claimed + 1] = { id, unpack(hold) }
-  end
+for index, id in ipairs(redis.call('ZRANGE', KEYS[2], '-inf', digits(now), 'BYSCORE', 'LIMIT', 0, ARGV[1])) do
+  redis.call('ZADD', KEYS[2], digits(now + CLAIM_MS), id)
+  claimed[index] = { id, unpack(redis.call('HMGET', ARGV[2] .. 'h:' .. id, 'amount', 'charges', 'context', 'admitted')) }
 end
 return claimed
