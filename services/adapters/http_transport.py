@@ -24,6 +24,9 @@ _NOT_SENT: Final = (
     httpx.LocalProtocolError,
     httpx.InvalidURL,
 )
+# What httpx's transport tells when the first byte of a request is about to go out.
+_LEAVES: Final = ".send_request_headers.started"
+_CANCELLED: Final = "it was cancelled before anything was sent"
 # One of our own making keeps one connection: a pool of httpx's looks at every pair of its connections for each request.
 _ONE: Final = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEP_ALIVE_S)
 
@@ -39,12 +42,16 @@ class HttpxTransport:
     def __init__(self, max_connections: int = 1000) -> None:
         self._ssl_context = httpx.create_ssl_context()
         self._slots = asyncio.Semaphore(max_connections)
-        # By origin, the last used at the end: those at the front are the first to have been idle for too long.
-        self._idle: dict[_Origin, deque[tuple[float, httpx.AsyncHTTPTransport]]] = {}
+        # By origin, the last used at the end: those at the front are the first to have been idle for too long. Each
+        # tells whether it should have its connection.
+        self._idle: dict[_Origin, deque[tuple[float, httpx.AsyncHTTPTransport, bool]]] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     async def send(self, request: VendorRequest) -> VendorResponse:
-        """The answer's head. Raises `NotSentError`, `TimedOutError` or `UnavailableError`."""
+        """The answer's head. Raises `NotSentError`, `TimedOutError` or `UnavailableError`.
+
+        A cancellation has a `NotSentError` as its cause while nothing has left.
+        """
         try:
             outgoing = httpx.Request(
                 request.method,
@@ -55,11 +62,18 @@ class HttpxTransport:
             )
         except httpx.InvalidURL as error:
             raise NotSentError(_reason(error)) from error
-        line = await self._take(outgoing.url, request.timeout_s)
+        try:
+            line = await self._take(outgoing.url, request.timeout_s)
+        except asyncio.CancelledError as error:
+            raise error from NotSentError(_CANCELLED)
+        if not line.has_sent:
+            outgoing.extensions["trace"] = line.note
         try:
             response = await line.transport.handle_async_request(outgoing)
         except BaseException as error:
-            line.give_back()
+            line.give_back(is_connected=False)
+            if isinstance(error, asyncio.CancelledError) and not line.has_sent:
+                raise error from NotSentError(_CANCELLED)
             if isinstance(error, _NOT_SENT):
                 raise NotSentError(_reason(error)) from error
             if isinstance(error, httpx.TransportError):
@@ -74,7 +88,7 @@ class HttpxTransport:
             await asyncio.wait({self._sweeper})
             self._sweeper = None
         idle, self._idle = self._idle, {}
-        for _, transport in (each for line in idle.values() for each in line):
+        for _, transport, _ in (each for line in idle.values() for each in line):
             await transport.aclose()
 
     async def _take(self, url: httpx.URL, timeout_s: float) -> "_Line":
@@ -88,13 +102,16 @@ class HttpxTransport:
             await self._slots.acquire()
         origin = (url.raw_scheme, url.raw_host, url.port)
         idle = self._idle.get(origin)
-        transport = idle.pop()[1] if idle else httpx.AsyncHTTPTransport(verify=self._ssl_context, limits=_ONE)
-        return _Line(transport, origin, self)
+        if idle:
+            _, transport, is_connected = idle.pop()
+            return _Line(transport, origin, self, has_sent=is_connected)
+        transport = httpx.AsyncHTTPTransport(verify=self._ssl_context, limits=_ONE)
+        return _Line(transport, origin, self, has_sent=False)
 
-    def _give_back(self, line: "_Line") -> None:
+    def _give_back(self, line: "_Line", *, is_connected: bool) -> None:
         """Lets the next call have it."""
         self._slots.release()
-        self._idle.setdefault(line.origin, deque()).append((time.monotonic(), line.transport))
+        self._idle.setdefault(line.origin, deque()).append((time.monotonic(), line.transport, is_connected))
         if self._sweeper is None:
             self._sweeper = asyncio.create_task(self._sweep())
 
@@ -122,16 +139,28 @@ class HttpxTransport:
 
 
 class _Line:
-    """A transport of one connection, taken by one call."""
+    """A transport of one connection, taken by one call.
 
-    def __init__(self, transport: httpx.AsyncHTTPTransport, origin: _Origin, owner: HttpxTransport) -> None:
+    `has_sent` is false until that call's request begins to leave, where the connection is still to be made: one that
+    is there has it at once.
+    """
+
+    def __init__(
+        self, transport: httpx.AsyncHTTPTransport, origin: _Origin, owner: HttpxTransport, *, has_sent: bool
+    ) -> None:
         self.transport = transport
         self.origin = origin
+        self.has_sent = has_sent
         self._owner = owner
 
-    def give_back(self) -> None:
+    async def note(self, event: str, _: object) -> None:
+        """Hears from httpx how a request gets on."""
+        if event.endswith(_LEAVES):
+            self.has_sent = True
+
+    def give_back(self, *, is_connected: bool) -> None:
         """Lets the next call have it."""
-        self._owner._give_back(self)
+        self._owner._give_back(self, is_connected=is_connected)
 
 
 class HttpxResponse:
@@ -160,7 +189,7 @@ class HttpxResponse:
         try:
             await self._stream.aclose()
         finally:
-            line.give_back()
+            line.give_back(is_connected=True)
 
 
 @lru_cache(maxsize=1024)

@@ -11,8 +11,9 @@ from typing import Final, Protocol
 
 # How long answers are kept beside the hot state; after that the ledger knows them.
 ANSWER_MS: Final = 48 * 3_600_000
-# How long a claim keeps others from the same deed: longer than one takes whose every question times out, so that two
-# are never at it at once.
+# How long a claim keeps others from the same deed: longer than a deed of the reservation API takes whose every question
+# times out, so that two are never at it at once. A part of a budget may take longer, when control is slow
+# (`gateway.delegations.once`).
 CLAIM_MS: Final = 10_000
 
 

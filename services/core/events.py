@@ -27,9 +27,10 @@ class CallFacts:
     """What is known of a call when it is admitted. Every event of it repeats this: no consumer looks anything up.
 
     `flags` says what was out of the ordinary, each a word or a word, a colon and a name: ``fail_open`` (let through
-    without a hold, because the spend state was away), ``downgraded`` (a full budget had it answered by a cheaper
-    model), ``expression_error:bud_…`` (a budget's expression failed, which counts as a match). `request_hash` tells
-    what the reservation API was asked for, so that the same request is known again (GW-10); empty for proxied calls.
+    without a hold, because the spend state was away), ``downgraded`` (a full budget had it made by a cheaper model,
+    from which it may have gone on to another vendor's), ``expression_error:bud_…`` (a budget's expression failed, which
+    counts as a match). `request_hash` tells what the reservation API was asked for, so that the same request is known
+    again (GW-10); empty for proxied calls.
     """
 
     identity: Identity

@@ -40,6 +40,8 @@ CONTEXT_FIELDS: Final = frozenset(
 # the calls, when they are made.
 _KINDS_OF_CALLS: Final = frozenset({"billing_class", "vendor", "model"})
 _FIELDS_OF_CALLS: Final = frozenset({"vendor", "route", "model", "auth_mode", "billing_class"})
+# Kinds whose names are one name however they are capitalised: a caller may write them as they like.
+_KINDS_OF_ANY_CASE: Final = frozenset({"vendor", "model"})
 
 Predicate = Callable[[Mapping[str, Any]], bool]
 
@@ -114,7 +116,8 @@ class BudgetIndex:
             elif budget.scope_value == EACH:
                 by_each.setdefault(budget.scope_kind, []).append((budget, ancestors))
             else:
-                chains = named.setdefault(budget.scope_kind, {}).setdefault(budget.scope_value, [])
+                value = _spelled(budget.scope_kind, budget.scope_value)
+                chains = named.setdefault(budget.scope_kind, {}).setdefault(value, [])
                 chains.append((_itself(budget), *ancestors))
         self._has_parts = any(each.covers for each in self._by_id.values())
         self._named = named
@@ -130,18 +133,21 @@ class BudgetIndex:
         return self._by_id.get(owner_id(budget_id))
 
     def matching(self, facts: CallFacts, models: Iterable[str] = ()) -> Matching:
-        """Everything the call is charged to; `models` are more names of models that it asks for (a batch).
+        """Everything the call is charged to; `models` are more names of models that it asks for (a batch) or that it
+        is sent to its vendor by.
 
         A model budget caps the calls that name its model and those that are priced as it: no spelling of a name slips
-        past it, and what a cheaper model answers in another's place counts against both. So does an expression that is
-        true for any of these names. One that fails counts as a match, flagged: money is never let past a budget by an
-        error. Raises `TooManyBudgetsError`.
+        past it, its capitals and its vendor's prefix included, and what a cheaper model answers in another's place
+        counts against both. So does an expression that is true for any of these names; it compares them as they are
+        written. One that fails counts as a match, flagged: money is never let past a budget by an error. Raises
+        `TooManyBudgetsError`.
 
         The carving of a part is charged to what caps all of its calls, whatever they will be: to no budget of a vendor,
         a model or a billing class, and to an expression only where it is true without these being known.
         """
         found: dict[str, Applicable] = {}
-        names = tuple(dict.fromkeys((*names_of(facts), *models)))
+        more = (name for model in models for name in _names_of_model(facts.vendor, model))
+        names = tuple(dict.fromkeys((*names_of(facts), *more)))
         for kind in self._kinds if facts.route != PART_ROUTE else self._kinds_of_parts:
             self._match(found, kind, names if kind == "model" else _VALUES[kind](facts))
         flags: tuple[str, ...] = ()
@@ -192,7 +198,7 @@ class BudgetIndex:
     def _match(self, found: dict[str, Applicable], kind: str, values: Iterable[str]) -> None:
         named, by_each = self._named.get(kind, _NOTHING), self._by_each.get(kind, ())
         for value in values:
-            for chain in named.get(value, ()):
+            for chain in named.get(_spelled(kind, value), ()):
                 for each in chain:
                     found[each.budget_id] = each
             for budget, ancestors in by_each:
@@ -298,10 +304,23 @@ def closed_cap(matching: Matching, amount_nano: int | None = None) -> Applicable
 
 def names_of(facts: CallFacts) -> tuple[str, ...]:
     """The names of the models that a call asks for and is priced as. A price that only stands in is no other model."""
-    names = [facts.model_requested] if facts.model_requested else []
+    names = _names_of_model(facts.vendor, facts.model_requested)
     if facts.match in ("exact", "normalised") and facts.model_priced not in ("", *names):
         names.append(facts.model_priced)
     return tuple(names)
+
+
+def _names_of_model(vendor: str, model: str) -> list[str]:
+    """A model's name, and that without its vendor's prefix; none of none."""
+    bare = model
+    for prefix in ("models/", f"{vendor}/"):
+        if bare[: len(prefix)].lower() == prefix.lower():
+            bare = bare[len(prefix) :]
+    return [name for name in dict.fromkeys((model, bare)) if name]
+
+
+def _spelled(kind: str, value: str) -> str:
+    return value.lower() if kind in _KINDS_OF_ANY_CASE else value
 
 
 def context_of(facts: CallFacts) -> dict[str, Any]:

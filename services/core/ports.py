@@ -1,7 +1,7 @@
 """What services need of the outside world. Each port has one real adapter or more, and a twin in memory for simulation.
 
-Every method may raise `Unavailable` (or a subclass): the outside system did not answer, nothing is known of the effect,
-and the call may be repeated.
+Every method may raise `UnavailableError` (or a subclass): the outside system did not answer, nothing is known of the
+effect, and the call may be repeated. Who is cancelled while it waits for an answer knows no more than that.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -152,7 +152,7 @@ class HotState(Protocol):
         """`core.reserve.resize`, atomically, in one round trip."""
 
     async def release(self, org: str, reservation_id: str) -> bool:
-        """`core.reserve.release`, atomically."""
+        """`core.reserve.release`, atomically; its adapter may have to read the hold's charges before."""
 
     async def apply(
         self,

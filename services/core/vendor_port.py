@@ -31,7 +31,8 @@ class VendorResponse(Protocol):
 
 class VendorTransport(Protocol):
     """How the gateway reaches vendors. Raises `UnavailableError` when no answer began: `NotSentError` when the request
-    never left, as `TimedOutError` when the vendor took too long."""
+    never left, as `TimedOutError` when the vendor took too long. A cancellation has a `NotSentError` as its cause where
+    the request never left."""
 
     async def send(self, request: VendorRequest) -> VendorResponse:
         """The answer's head; its body follows by `chunks`."""

@@ -3,16 +3,17 @@
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import unquote_plus
 
 from services.core.identity import Identity, is_key_text
-from services.gateway.admit import Admitter, Asked
+from services.gateway.admit import AdmittedCall, Admitter, Asked
 from services.gateway.body import AT_ONCE_NS, READ_IN_THREAD_BYTES, ClientGoneError, Message, Receive, Send, read_body
 from services.gateway.connect import Choice, Connector, likely_dialect, own_key
 from services.gateway.deliver import Delivery
 from services.gateway.extend import CutOffError
 from services.gateway.fallback import Fallbacks
-from services.gateway.forward import VendorFailedError
+from services.gateway.forward import VendorFailedError, may_be_at_work
 from services.gateway.free import FreeCalls
 from services.gateway.headers import CallHeaders, HeaderReader
 from services.gateway.identify import Authenticator
@@ -32,6 +33,9 @@ from services.gateway.timing import Timing
 from services.gateway.unpriced import NO_DEMAND, UNREAD, unpriced_facts, unpriced_place
 from services.gateway.vendors import Dialect, RequestFacts, RequestRefusedError, RouteRequest
 from services.gateway.vendors.registry import dialect_of
+
+# What the server tells the caller of a request that it has cancelled.
+_CANCELLED_STATUS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +176,17 @@ class GovernedCalls:
         settled: Settled | None = None
         try:
             response = await self._serving.fallbacks.send(hold, view, headers.forwarded)
+        except asyncio.CancelledError:
+            # Its hold's expiry may count nothing, and nobody else will know what its vendor was asked for.
+            self._settle_unanswered(hold.call, was_sent=may_be_at_work(hold.call), http_status=_CANCELLED_STATUS)
+            raise
         except CutOffError as cut:
             settled = self._serving.settler.settle(hold.call, "cut_off", at_bound(hold.call), cut.refusal.status)
             await send_refusal(send, dialect, cut.refusal, self._names.of_call(hold.call, settled))
             return
         except VendorFailedError as failure:
             status, code = (504, "vendor_timeout") if failure.timed_out else (502, "vendor_unreachable")
-            if failure.was_sent and failure.call.asked.job is not None:
-                self._serving.keeper.settle_at_bound(failure.call, status)
-            else:
-                settled = self._serving.settler.settle_unanswered(
-                    failure.call, was_sent=failure.was_sent, http_status=status
-                )
+            settled = self._settle_unanswered(failure.call, was_sent=failure.was_sent, http_status=status)
             refusal = RefusedError(status, code, str(failure), fields={"transaction_id": failure.call.transaction_id})
             await send_refusal(send, dialect, refusal, self._names.of_call(failure.call, settled))
             return
@@ -201,6 +204,13 @@ class GovernedCalls:
             rewrite=rewrite,
         )
         await delivery.run()
+
+    def _settle_unanswered(self, call: AdmittedCall, *, was_sent: bool, http_status: int) -> Settled | None:
+        """Settles a call whose vendor has not answered, without waiting; None for one that may have become a job."""
+        if was_sent and call.asked.job is not None:
+            self._serving.keeper.settle_at_bound(call, http_status)
+            return None
+        return self._serving.settler.settle_unanswered(call, was_sent=was_sent, http_status=http_status)
 
 
 async def read_request(dialect: Dialect, request: RouteRequest) -> RequestFacts:

@@ -40,7 +40,10 @@ class Forwarder:
         self._timeout_s = timeout_s
 
     async def send(self, call: AdmittedCall, headers: Headers) -> VendorResponse:
-        """The head of the vendor's answer. Each try is added to the call's attempts. Raises `VendorFailedError`."""
+        """The head of the vendor's answer. Each try is added to the call's attempts. Raises `VendorFailedError`.
+
+        When it is cancelled, the last of the attempts tells whether the vendor may be at work (`may_be_at_work`).
+        """
         asked = call.asked
         dialect = asked.candidate.dialect
         path = path_below(call.target.base_url, dialect, asked.candidate)
@@ -72,6 +75,11 @@ class Forwarder:
             started_ns = call.timing.tried_ns = time.perf_counter_ns()
             try:
                 response = await self._transport.send(request)
+            except asyncio.CancelledError as error:
+                # The vendor goes on with what it has, whether or not anybody waits for it.
+                never_left = isinstance(error.__cause__, NotSentError)
+                _note(call, "unreachable" if never_left else "broke_off", 0, started_ns)
+                raise
             except TimedOutError as error:
                 _note(call, "timed_out", 0, started_ns)
                 message = f"vendor {vendor!r} did not answer within {request.timeout_s:g} s"
@@ -93,6 +101,11 @@ class Forwarder:
             await asyncio.sleep(RETRY_PAUSES_S[retry_count] * random.uniform(0.75, 1.25))  # noqa: S311
             retry_count += 1
             request = replace(request, timeout_s=ends_s - time.monotonic())
+
+
+def may_be_at_work(call: AdmittedCall) -> bool:
+    """Whether a call's last try has left, and no answer to it began: its vendor may have done what it was asked."""
+    return bool(call.attempts) and call.attempts[-1].outcome in ("broke_off", "timed_out")
 
 
 def _outcome(status: int) -> AttemptOutcome:

@@ -1,5 +1,6 @@
 """One round trip that holds a call against all of its budgets, by the first of its options that they have room for."""
 
+import asyncio
 import contextlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
@@ -80,6 +81,9 @@ class Holder:
             )
             try:
                 answer = await self._hot_state.reserve(request)
+            except asyncio.CancelledError:
+                self.release(org, transaction_id)  # it may be held by now, and whoever asked for it is gone
+                raise
             except UnavailableError as error:
                 if fail_open:
                     return self._unheld(options[0], hold_ms)  # if it was held all the same, its settlement ends that

@@ -74,7 +74,7 @@ class Mover:
             request, read = await for_model(asked.candidate.dialect, asked.request, to.model)
             bound = strict_bound(priced.price, read.demand)
             target = self._connector.target(view.snapshot.org, connection, None)
-            matching = view.budgets.matching(facts, call.models)
+            matching = view.budgets.matching(facts, (*call.models, to.model))
         except ValueError:
             return None
         # Of a limit that was set to 0 meanwhile the figures would let pass whatever holds no more than before.
@@ -136,7 +136,8 @@ class Mover:
         try:
             self._outbox.append([OutboxEvent(resized, event_headers(call.span))])
         except (OutboxFullError, UnavailableError):
-            return None  # the hold is larger than it was recorded to be, and ends with the call's settlement
+            # The hold has another amount and other charges than was recorded; all of it ends with the settlement.
+            return None
         call.charges = answer.charges
         call.parent_charged = left_out(proposals, answer.charges)
         call.standing = tightest(answer.standings)

@@ -26,7 +26,7 @@ DOWNGRADED: Final = "downgraded"
 class CallOption:
     """One way to make a call: its facts, its request as it goes out and as it is read, its cost, what it falls under.
 
-    `models` are all names of models that it is capped by: those it asks for, and what these are priced as.
+    `models` are the names of models that cap it whoever answers: those it asks for, and what these are priced as.
     """
 
     facts: CallFacts
@@ -91,7 +91,8 @@ async def _by_model(
     try:
         route_request, request = await for_model(dialect, first.route_request, model)
         bound = strict_bound(priced.price, request.demand)
-        matching = view.budgets.matching(facts, first.models)
+        # Priced as another one, it may have a budget under the name that it is sent by.
+        matching = view.budgets.matching(facts, (*first.models, model))
     except ValueError:  # the request or its bound; or there are too many budgets with those of the cheaper model
         return None
     if facts.identity.session is None and asks_for_session(matching) is not None:

@@ -82,8 +82,10 @@ class Releases:
                 self._is_over_full = self._is_over_full and len(self._pending) >= MAX_PENDING
                 if self._pending:
                     wait_s = min(each.due_s for each in self._pending.values()) - asyncio.get_running_loop().time()
+                    # Not `wait_for`, which loses a cancellation that comes as something is added (Python 3.11).
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._added.wait(), max(0.0, wait_s))
+                        async with asyncio.timeout(max(0.0, wait_s)):
+                            await self._added.wait()
         finally:
             self._task = None
 

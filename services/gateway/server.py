@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -16,6 +17,8 @@ from services.gateway.routes import Gateway
 # A header line whose value holds what no header may hold, as it stands in the bytes that failed to parse.
 _BAD_LINE: Final = re.compile(rb"(?:^|\n)([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[^\r\n]*?[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _KEEP_ALIVE_S: Final = 75
+# How long what was cancelled may take to end: it is settled by then, before the outbox is emptied.
+_CANCELLED_S: Final = 3.0
 
 # What anyone may cost this process before a key is asked for.
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -160,6 +163,12 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Leaves signals alone: uvicorn raises them again after a clean end, and the process would die of them."""
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends as uvicorn does, and waits for the requests that it cancels: they settle what they have begun."""
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(set(self.server_state.tasks), timeout=_CANCELLED_S)
 
 
 def make_server(app: Gateway, host: str, port: int, *, finish_s: int) -> Server:

@@ -91,6 +91,48 @@ async def test_trailers_do_not_swallow_the_end_of_the_body(transport: VendorTran
         await answered.wait()
 
 
+async def test_a_cancellation_says_whether_the_request_has_left(
+    transport: VendorTransport, openai_vendor: StandInVendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Answer((b"late",), delay_s=3.0)
+    openai_vendor.answer_with(Answer((b"ok",)), late, late)
+    await read(transport, post(openai_vendor.url))
+    for number in (2, 3):  # the first on a line that was there, the other on one of its own
+        sending = asyncio.create_task(transport.send(post(openai_vendor.url)))
+        await until(lambda number=number: len(openai_vendor.requests) == number)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError) as told:
+            await sending
+        assert not isinstance(told.value.__cause__, NotSentError)
+    connecting = asyncio.Event()
+
+    async def slow(*_arguments: object, **_named: object) -> None:
+        connecting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("anyio.connect_tcp", slow)
+    sending = asyncio.create_task(transport.send(post(openai_vendor.url)))
+    await connecting.wait()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError) as told:
+        await sending
+    assert isinstance(told.value.__cause__, NotSentError)
+
+
+async def test_a_call_cancelled_while_it_waits_for_a_line_has_not_left(openai_vendor: StandInVendor) -> None:
+    transport = HttpxTransport(max_connections=1)
+    response = await transport.send(post(openai_vendor.url))
+    waiting = asyncio.create_task(transport.send(post(openai_vendor.url)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError) as told:
+        await waiting
+    assert isinstance(told.value.__cause__, NotSentError)
+    await response.close()
+    assert (await read(transport, post(openai_vendor.url)))[0] == 401, "its place is free"
+    await transport.close()
+
+
 async def test_connections_are_used_again(transport: VendorTransport) -> None:
     connections = []
 
@@ -219,7 +261,7 @@ async def test_connections_that_nobody_takes_are_closed_without_a_further_call(
     transport = HttpxTransport()
     await asyncio.gather(*(read(transport, post(openai_vendor.url)) for _ in range(3)))
     (idle,) = transport._idle.values()
-    lines = [each for _, each in idle]
+    lines = [each for _, each, _ in idle]
     assert len(lines) == 3
     await until(lambda: not transport._idle, 2)
     await until(lambda: transport._sweeper is None, 2)

@@ -194,6 +194,26 @@ async def test_a_call_in_flight_at_sigterm_gets_its_answer(
     assert len(await published(log_valkey.url, 2)) == 2
 
 
+async def test_a_call_whose_vendor_has_not_answered_when_it_ends_is_settled_at_its_bound(
+    gateway: GatewayProcess, key: str, log_valkey: ValkeyServer, openai_vendor: StandInVendor
+) -> None:
+    openai_vendor.answer_with(Answer((b"{}",), delay_s=8.0))
+    gateway.start()
+    gateway.wait_ready()
+    async with httpx.AsyncClient(timeout=20) as client:
+        headers = {"authorization": f"Bearer {key}"}
+        calling = asyncio.create_task(client.post(gateway.url + "/v1/chat/completions", json=BODY, headers=headers))
+        await until(lambda: openai_vendor.requests)
+        assert gateway.process is not None
+        gateway.process.send_signal(signal.SIGTERM)
+        assert (await calling).status_code == 500
+    assert gateway.process.wait(15) == 0
+    events = [decode(message.value).event for message in await published(log_valkey.url, 2)]
+    (settlement,) = (event for event in events if isinstance(event, Settlement))
+    assert (settlement.outcome, settlement.usage_source, settlement.http_status) == ("partial", "estimated", 500)
+    assert settlement.cost_nano == settlement.held_nano > 0
+
+
 async def test_killed_it_publishes_what_it_had_recorded_when_it_is_back(
     gateway: GatewayProcess, key: str, log_valkey: ValkeyServer
 ) -> None:

@@ -132,7 +132,7 @@ async def test_two_reapers_settle_a_part_once(scene: Scene) -> None:
     ]
     await asyncio.gather(*(each.reap() for each in reapers))
     scene.there.clock.now_ms += 31_000
-    await reapers[0].reap()  # its claim has lapsed before the fold came
+    await reapers[1].reap()  # the claim of the other has lapsed before the fold came
     await scene.fold()
     assert scene.figures(budget_id) == (60_000_000, 0)
 

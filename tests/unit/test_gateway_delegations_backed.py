@@ -12,6 +12,7 @@ from services.core.hotstate import HoldRequest, ReserveAnswer
 from services.core.identity import hash_key
 from services.core.ports import TimedOutError, UnavailableError
 from services.gateway.delegations import backing
+from services.gateway.delegations.desk import Desk
 from tests.support.delegations import Scene, budget_of, scene_at
 from tests.support.gateway import AWAY, PEPPER, until
 
@@ -31,6 +32,10 @@ def of_kind(scene: Scene, kind: type[Any]) -> list[Any]:
     return [each for each in scene.there.events() if isinstance(each, kind)]
 
 
+async def nothing(*_arguments: object, **_named: object) -> None:
+    """What a gateway does that was killed."""
+
+
 async def dies(scene: Scene, budget_id: str, monkeypatch: pytest.MonkeyPatch, once: str | None) -> None:
     """Asks for a part at a gateway that dies when control has made it, before all of it is held."""
     about_to = asyncio.Event()
@@ -41,6 +46,7 @@ async def dies(scene: Scene, budget_id: str, monkeypatch: pytest.MonkeyPatch, on
 
     with monkeypatch.context() as patched:
         patched.setattr(scene.there.hot_state, "resize", hanging)
+        patched.setattr(Desk, "_give_up", nothing)
         asking = asyncio.create_task(scene.post(f"{budget_id}/delegate", SIXTY, once=once))
         await about_to.wait()
         asking.cancel()
@@ -84,9 +90,10 @@ async def test_a_part_of_a_minute_is_held_no_longer_than_it_lives(scene: Scene) 
 
 @pytest.mark.parametrize("once", [None, "run-7"])
 async def test_what_is_held_when_a_gateway_dies_that_control_has_not_answered_is_free_after_a_minute(
-    scene: Scene, once: str | None
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, once: str | None
 ) -> None:
     budget_id = await budget_of(scene)
+    monkeypatch.setattr(Desk, "_give_up", nothing)
     scene.control.gate.clear()
     asking = asyncio.create_task(scene.post(f"{budget_id}/delegate", SIXTY, once=once))
     await until(lambda: scene.figures(budget_id) == HELD)

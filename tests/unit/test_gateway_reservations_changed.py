@@ -140,7 +140,7 @@ async def test_a_change_that_takes_too_long_is_given_up_before_its_claim_lapses(
     there: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = (await reserve(there, "0.40")).json()["reservation_id"]
-    monkeypatch.setattr("services.gateway.reservations.change._WITHIN_S", 0.001)
+    monkeypatch.setattr("services.gateway.reservations.known._WITHIN_S", 0.001)
     assert (await post(there, f"/{name}/extend", {"amount_usd": "0.90"})).status == 503
     assert there.held_nano() == 400_000_000
 

@@ -12,6 +12,7 @@ from services.core.events import Reservation, Settlement, Stamped
 from services.core.fold import apply, load, step_of
 from services.core.hotstate import Backfill, OrgImage, OrgState
 from services.core.implied import HeldBackfills, step_with_implied
+from services.core.snapshot import Overrides
 from services.core.windows import CalendarWindow, SessionWindow, parse_span, span_at
 from services.gateway import pasts
 from tests.support.budgets import DAY, budget, held_by, last_settlement, resizes, set_budgets
@@ -258,3 +259,24 @@ async def test_more_budgets_than_one_hold_can_have_are_refused_by_their_number(t
     await set_budgets(there, *(budget(f"bud_{number}") for number in range(65)))
     assert (await post(there, path + "/extend", {"amount_usd": "0.02"})).json()["error"] == "too_many_budgets"
     assert held_by(there, "bud_old") == CENT
+
+
+async def test_all_endings_of_a_reservation_fall_under_the_same_budgets(there: World) -> None:
+    """Or a late settlement would take back, of a budget made meanwhile, what no expiry had booked there."""
+    told = await reserve(there, "0.05", vendor="openai", model="gpt-4o-mini-2024-07-18")
+    own = {
+        "vendor": "openai",
+        "model": "gpt-4o-mini-2024-07-18",
+        "prices": [{"usd": {"input": "1.000000000", "output": "2.000000000"}}],
+        "max_output_tokens": 8_000,
+        "context_window": 128_000,
+    }
+    await there.org.publish(overrides=Overrides("ov_1", (own,)))
+    await there.sync()
+    path = f"/{told.json()['reservation_id']}/settle"
+    assert (await post(there, path, {"usage": {"input_tokens": 1_000, "output_tokens": 500}})).status == 200
+    (first,) = (each for each in there.events() if isinstance(each, Reservation))
+    settled = last_settlement(there)
+    assert settled.cost_nano == 2_000_000, "by the price of now"
+    assert settled.facts.catalog_version.endswith("+ov_1")
+    assert settled.facts == replace(first.facts, catalog_version=settled.facts.catalog_version)

@@ -15,6 +15,7 @@ from services.core.answers import ANSWER_MS, CLAIM_MS, Answer
 from services.core.budgets import Budget
 from services.core.codec import decode
 from services.core.events import Event, HoldResized, Reservation, Settlement
+from services.core.ports import NotSentError
 from services.core.windows import SessionWindow
 from services.gateway.reservations.told import held
 from tests.support.asgi import Client
@@ -36,7 +37,9 @@ class Forgetful(MemoryAnswers):
     is_full = False
 
     async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> Answer:
-        if self.is_full or (self.fails and answer.status != DECIDED):
+        if self.is_full:
+            raise NotSentError("it takes no more")
+        if self.fails and answer.status != DECIDED:
             raise AWAY
         return await super().finish(org, name, answer, keep_ms)
 

@@ -211,15 +211,3 @@ async def test_a_cancelled_call_is_settled_with_what_it_used(there: World, strea
     if not streaming:
         assert settlement.usage["output_tokens"] == 100, "a whole answer was written before its first byte came"
     assert answer.closed
-
-
-async def test_a_call_cancelled_before_any_answer_is_left_to_its_holds_expiry(there: World) -> None:
-    there.vendor.head_at = asyncio.Event()
-    client = Client(body=(json.dumps(chat()).encode(),))
-    calling = there.start(client)
-    await until(lambda: there.vendor.requests)
-    calling.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await calling
-    assert [type(each).__name__ for each in there.events()] == ["Reservation"]
-    assert there.held_nano() > 0

@@ -129,6 +129,20 @@ def test_a_model_budget_caps_what_is_priced_as_its_model_under_any_spelling() ->
     assert ids(budget("bud_1", "model", "openai/gpt-4o-2024-08-06"), facts=dated) == ["bud_1"]
 
 
+@pytest.mark.parametrize("asked", ["gpt-4o-2024-08-06", "OpenAI/gpt-4o-2024-08-06", "models/gpt-4o-2024-08-06"])
+@pytest.mark.parametrize("name", ["gpt-4o-2024-08-06", "GPT-4o-2024-08-06"])
+def test_a_model_has_its_budget_with_its_vendors_prefix_and_in_capitals_too(asked: str, name: str) -> None:
+    facts = replace(CALL, model_requested=asked, match="normalised")
+    assert ids(budget("bud_1", "model", name), facts=facts) == ["bud_1"]
+    assert ids(budget("bud_1", "model", name), models=(asked,)) == ["bud_1"]
+    assert ids(budget("bud_1", "model", name), facts=replace(facts, model_requested="gpt-4o-2024-08-07")) == []
+
+
+def test_a_budget_of_each_model_takes_a_model_by_its_names_as_they_are_written() -> None:
+    facts = replace(CALL, model_requested="openai/Llama", match="none")
+    assert ids(budget("bud_1", "model", EACH), facts=facts) == ["bud_1@Llama", "bud_1@openai/Llama"]
+
+
 def test_a_model_whose_price_only_stands_in_is_not_charged() -> None:
     unknown = replace(CALL, model_requested="brand-new", match="fallback")
     assert ids(budget("bud_1", "model", "gpt-4o"), budget("bud_2", "model", "brand-new"), facts=unknown) == ["bud_2"]

@@ -6,6 +6,7 @@ key is told to nobody, and what it was carved from is free.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -25,6 +26,10 @@ SETTLE_MS: Final = 3_000
 # Control publishes at once, and makes up for what has failed within a second.
 _PUBLISHED_S: Final = 2.0
 _PAUSE_S: Final = 0.05
+# When a part that nobody was told is ended at control: control may be away, or still about to make it.
+_LAPSE_PAUSES_S: Final = (0.0, 1.0, 10.0, 30.0)
+# So many such parts are seen to at a time; more are left to their time.
+_MOST_LAPSING: Final = 200
 _A = TypeVar("_A")
 
 
@@ -60,6 +65,7 @@ class Backing:
         self._directory = directory
         self._pepper = pepper
         self._clock = clock
+        self._lapsing: set[asyncio.Task[None]] = set()
 
     def key_of(self, caller: Caller, part_id: str) -> str:
         """The key of a part that its maker asks for with an Idempotency-Key, in clear."""
@@ -110,6 +116,28 @@ class Backing:
         ended = await ask_control(self._control.lapse(caller.org, part["budget_id"], caller.key.key_id))
         if ended["has_lapsed"]:
             raise LapsedError(part["budget_id"])
+
+    async def lapse_soon(self, caller: Caller, part_id: str, *, wait_s: float = 0.0) -> None:
+        """Has control end a part that holds nothing and whose key nobody was told, if there is one.
+
+        That goes on off the caller's way, who waits for it for `wait_s` at the most. Where it can't be done the part
+        takes one of its maker's places until its time.
+        """
+        if len(self._lapsing) >= _MOST_LAPSING:
+            return
+        lapsing = asyncio.create_task(self._lapse(caller.org, part_id, caller.key.key_id))
+        self._lapsing.add(lapsing)
+        lapsing.add_done_callback(self._lapsing.discard)
+        if wait_s:
+            await asyncio.wait({lapsing}, timeout=wait_s)
+
+    async def _lapse(self, org: str, part_id: str, actor: str) -> None:
+        for pause_s in _LAPSE_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            with contextlib.suppress(UnavailableError):
+                with contextlib.suppress(DeclinedError):
+                    await self._control.lapse(org, part_id, actor)
+                return
 
 
 async def ask_control(deed: Awaitable[_A]) -> _A:

@@ -8,11 +8,13 @@ from urllib.parse import quote
 
 import httpx
 
-from services.core.ports import UnavailableError
+from services.core.ports import NotSentError, UnavailableError
 from services.gateway.delegations.carved import Carved, DeclinedError
 
 # What control will say again however often it is asked.
 _DECLINED: Final = frozenset({400, 409, 422})
+# Errors of httpx that come before a request is on its way.
+_NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _TIMEOUT: Final = httpx.Timeout(10.0, connect=2.0)
 
 
@@ -63,6 +65,8 @@ class ControlDelegations:
                 content = await response.aread()
             finally:
                 await response.aclose()
+        except _NOT_SENT as error:
+            raise NotSentError(f"control: {type(error).__name__}") from error
         except httpx.HTTPError as error:
             raise UnavailableError(f"control: {type(error).__name__}") from error
         if response.status_code == httpx.codes.NOT_FOUND:

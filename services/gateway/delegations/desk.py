@@ -4,6 +4,7 @@ It is held for a short time until control has made its budget and key, and then 
 in between leaves nothing behind that is held for days and that nobody knows of.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -17,7 +18,7 @@ from services.core.codec_fields import format_time
 from services.core.events import CallFacts, Denial, Reservation, Settlement
 from services.core.identity import DIMENSIONS
 from services.core.money import format_usd, parse_usd
-from services.core.ports import HotState, UnavailableError
+from services.core.ports import HotState, NotSentError, UnavailableError
 from services.core.windows import CalendarSpan
 from services.gateway.delegations.backing import SETTLE_MS, Backing, LapsedError, ask_control, refused
 from services.gateway.delegations.carved import OVERTAKEN, Carved, Control, DeclinedError
@@ -38,6 +39,8 @@ _BEFORE_MS: Final = 60_000
 # How long a part is held until control has made it: longer than everything takes that is asked until then.
 FIRST_HOLD_MS: Final = 60_000
 _STAYS_HELD: Final = "; what is held stays so for a minute, for this Idempotency-Key: ask again with it in a moment"
+# How long a request that ends without its part waits for control to end that, too.
+_LAPSE_S: Final = 2.0
 _NOTHING_HELD: Final = "; nothing is held. Try again in a moment"
 
 
@@ -138,7 +141,11 @@ class Desk:
                 self._holding.record(_nothing_spent(before, self._clock.now_ms()))
             return there
         except UnavailableError as error:
-            raise await self._not_known(held, once) from error
+            raise await self._not_known(caller, held, carved, once, error) from error
+        except asyncio.CancelledError as error:
+            with contextlib.suppress(RefusedError):
+                await self._not_known(caller, held, carved, once, error)
+            raise
         await (self._finish_now(caller, held, carved, key) if once is None else self._finish(caller, held, carved, key))
         return _told_made(carved.budget_id, asdict(carved), key)
 
@@ -153,10 +160,19 @@ class Desk:
             await self._finish(caller, held, carved, key)
         except RefusedError as error:
             if not isinstance(error, LapsedError):
-                with contextlib.suppress(RefusedError):  # else it ends at its time, and nobody has its key
-                    await ask_control(self._control.lapse(caller.org, carved.budget_id, caller.key.key_id))
-                self._holding.record(_nothing_spent(held, self._clock.now_ms()))
+                await self._give_up(caller, held, carved, wait_s=_LAPSE_S)
             raise away(f"the part could not be made for all of its time{_NOTHING_HELD}") from error
+        except asyncio.CancelledError:  # it may be held for all of its time by now
+            with contextlib.suppress(RefusedError):
+                await self._give_up(caller, held, carved, wait_s=_LAPSE_S)
+            raise
+
+    async def _give_up(self, caller: Caller, held: Reservation, carved: Carved, *, wait_s: float = 0.0) -> None:
+        """Gives back what is held for a part whose key nobody will be told, and has control end it."""
+        try:
+            self._holding.record(_nothing_spent(held, self._clock.now_ms()))
+        finally:
+            await self._backing.lapse_soon(caller, carved.budget_id, wait_s=wait_s)
 
     async def _hold(
         self, caller: Caller, budget_id: str, body: DelegateBody, pins: Mapping[str, str], once: Once | None
@@ -184,17 +200,23 @@ class Desk:
             await quietly(self._history.opened(held))
         return held
 
-    async def _not_known(self, held: Reservation, once: Once | None) -> RefusedError:
+    async def _not_known(
+        self, caller: Caller, held: Reservation, carved: Carved, once: Once | None, error: BaseException
+    ) -> RefusedError:
         """What is told when control has not answered: whether it has made the key is not known.
 
         If so, nobody has been told it, and the hold can be given back; but whoever asks again under an Idempotency-Key
         would be told it then. So that hold stays for them, and they find it here.
         """
-        if once is None:
+        if once is not None:
+            await quietly(self._history.carved(once.part_id, held))
+            return away(f"control is away, and a part needs a key{_STAYS_HELD}")
+        if isinstance(error, NotSentError):
             self._holding.record(_nothing_spent(held, self._clock.now_ms()))
-            return away(f"control is away, and a part needs a key{_NOTHING_HELD}")
-        await quietly(self._history.carved(once.part_id, held))
-        return away(f"control is away, and a part needs a key{_STAYS_HELD}")
+        else:
+            wait_s = _LAPSE_S if isinstance(error, asyncio.CancelledError) else 0.0
+            await self._give_up(caller, held, carved, wait_s=wait_s)
+        return away(f"control is away, and a part needs a key{_NOTHING_HELD}")
 
     async def _overtaken(self, held: Reservation, once: Once | None, error: DeclinedError) -> RefusedError:
         """What is told when a budget that a part was carved from has changed since: it is to be carved anew.

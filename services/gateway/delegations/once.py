@@ -41,6 +41,9 @@ def once(caller: Caller, key: str, request_hash: str) -> Once:
 async def alone(history: History, org: str, asked: Once | None) -> AsyncIterator[None]:
     """While nobody else is at the same request, so that it is not refused for what its own twin holds.
 
+    For as long as a claim lasts, that is: control may take longer to answer. Then a second try may be at it, too, and
+    may be refused for what the first one holds; neither makes another part, and whoever asks again is told the one.
+
     Raises `RefusedError`: 409 when another request is under way under the same key, 503 when the same one still is.
     """
     if asked is None:

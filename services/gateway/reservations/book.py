@@ -1,13 +1,17 @@
 """The reservation API's deeds: reserve, extend, settle, release, each done once whatever is asked again (GW-10, P2)."""
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from services.core.answers import Answer
 from services.core.events import CallFacts, ComponentCost, Denial, Outcome, Reservation, Settlement
 from services.core.hotstate import EXPIRY_PRODUCER, TOMBSTONE_MS
 from services.core.money import parse_usd
 from services.core.ports import UnavailableError
+from services.core.pricebook import Priced
 from services.core.pricing import price_usage, unpriced_counts
 from services.gateway.plain_api import Caller, Told, away
 from services.gateway.refusal import RefusedError
@@ -15,7 +19,8 @@ from services.gateway.reservations import told
 from services.gateway.reservations.bodies import ExtendBody, ReserveBody, SettleBody
 from services.gateway.reservations.change import Changes
 from services.gateway.reservations.holding import STATED, Holding, ask, quietly
-from services.gateway.reservations.known import ROUTE, claimed, find_past, lapsed, not_kept, opened, other_body
+from services.gateway.reservations.known import ROUTE, alone, claimed, find_past, lapsed, not_kept, opened, other_body
+from services.gateway.reservations.listing import known_as, listed, prices_of
 from services.gateway.reservations.past import History, Past, event_of, has_happened
 from services.gateway.reservations.told import CREATED, NO_ROOM, OK
 from services.gateway.snapshots import HotClock
@@ -63,13 +68,22 @@ class Book:
         try:
             kept = await self._history.opened(first)
         except UnavailableError as error:
-            if isinstance(first, Reservation) and not is_repeatable:
-                ending = self._settlement(caller, Past(first), SettleBody(cost_usd="0"), "cancelled")
-                self._holding.record(ending, end_producer(first.transaction_id))
+            if not is_repeatable:
+                self._end_untold(caller, first)
             raise not_kept() from error
+        except asyncio.CancelledError:
+            if not is_repeatable:
+                with contextlib.suppress(RefusedError):
+                    self._end_untold(caller, first)
+            raise
         if kept is None:
             raise other_body(first.transaction_id)
         return kept
+
+    def _end_untold(self, caller: Caller, first: Reservation | Denial) -> None:
+        if isinstance(first, Reservation):
+            ending = self._settlement(caller, Past(first), SettleBody(cost_usd="0"), "cancelled")
+            self._holding.record(ending, end_producer(first.transaction_id))
 
     async def _known(self, caller: Caller, reservation_id: str, request_hash: str) -> Reservation | Denial | None:
         """How this request was answered before; None when it is for us to answer it, and now claimed."""
@@ -106,12 +120,14 @@ class Book:
 
     def _facts_and_amount(self, caller: Caller, body: ReserveBody, request_hash: str) -> tuple[CallFacts, int]:
         snapshot = caller.view.snapshot
+        # Written as everywhere else; the hash of the request stays that of what was said.
+        vendor, model = body.vendor.lower(), body.model.strip()
         facts = CallFacts(
             identity=caller.identity,
-            vendor=body.vendor,
+            vendor=vendor,
             route=ROUTE,
-            model_requested=body.model,
-            model_priced=body.model,
+            model_requested=model,
+            model_priced=model,
             match="none",
             catalog_version=snapshot.catalog_version,
             config_version=snapshot.version,
@@ -120,7 +136,8 @@ class Book:
         )
         if body.usage is None:
             assert body.amount_usd is not None, "a body names one of the two"
-            return facts, parse_usd(body.amount_usd)
+            known = known_as(caller.view, vendor, model, self._clock.now_ms())
+            return facts if known is None else _priced_as(facts, known), parse_usd(body.amount_usd)
         return self._priced(caller, facts, body.usage)[:2]
 
     def _priced(
@@ -130,9 +147,9 @@ class Book:
             raise RefusedError(
                 400, "invalid_request", "usage: this reservation names no model; say cost_usd", param="usage"
             )
-        connection = caller.view.snapshot.connections.get(facts.vendor)
-        prices_as = facts.vendor if connection is None else connection.prices_as
-        priced = caller.view.prices.find(prices_as, facts.model_requested, self._clock.now_ms())
+        view, model, now_ms = caller.view, facts.model_requested, self._clock.now_ms()
+        prices_as = prices_of(view, facts.vendor)
+        priced = listed(view, prices_as, model, now_ms) or view.prices.find(prices_as, model, now_ms)
         if priced is None:
             message = (
                 f"model {facts.model_requested!r} of vendor {facts.vendor!r} has no price; say the amount in dollars"
@@ -143,10 +160,7 @@ class Book:
             message = f"usage.{missing[0]}: this model has no price for it; say the amount in dollars"
             raise RefusedError(400, "unpriced_feature", message, param=f"usage.{missing[0]}")
         components = price_usage(priced.price, usage)
-        facts = replace(
-            facts, model_priced=priced.model_priced, match=priced.match, catalog_version=priced.catalog_version
-        )
-        return facts, sum(each.cost_nano for each in components), components
+        return _priced_as(facts, priced), sum(each.cost_nano for each in components), components
 
     def _hold_ms(self, caller: Caller, body: ReserveBody) -> int:
         return caller.view.snapshot.hold_ms if body.hold_seconds is None else body.hold_seconds * 1000
@@ -157,10 +171,8 @@ class Book:
         """Where a reservation stands."""
         past = await find_past(self._history, caller, reservation_id)
         ending = past.settlement
-        decided = event_of(past.decided)
-        if ending is None and past.decided is not None and isinstance(decided, Settlement):
-            # It may not be recorded yet, and what is told has to be so.
-            ending = await self._finish(caller, past, decided, past.decided.request_hash)
+        if ending is None and past.decided is not None:
+            ending = await self._finish(caller, past, past.decided)
         if ending is not None:
             return Told(OK, told.ended(ending))
         first = opened(past)
@@ -202,34 +214,37 @@ class Book:
     ) -> Settlement:
         """Ends a reservation, or finishes the end that somebody has decided before; the end that counts.
 
-        An end is kept before it is recorded: whoever comes after a crash in between records the same one.
+        An end is kept before it is recorded: whoever comes after a crash in between records the same one. Ends and
+        changes wait for one another: the first end counts, and names what the last change has left.
         """
-        first = opened(past)
-        name = first.transaction_id
-        # Ends that differ wait for one another, too: the first one counts.
-        there = await claimed(lambda: self._history.claim_end(caller.org, name, request_hash))
-        ending = event_of(there)
-        if there is not None and isinstance(ending, Settlement):
-            return ending if has_happened(there) else await self._finish(caller, past, ending, there.request_hash)
-        try:
-            ended = await self._ended_long_ago(caller, past)
-            if ended is None:
-                ending = self._settlement(caller, past, body, outcome)
-                ending = await ask(self._history.decided(first, ending, request_hash))
-                ended = self._holding.record(ending, end_producer(name))
-        except RefusedError:
-            await quietly(self._history.drop_end(caller.org, name, request_hash))
-            raise
-        await quietly(self._history.ended(first, ended, request_hash))
-        return ended
-
-    async def _finish(self, caller: Caller, past: Past, decided: Settlement, request_hash: str) -> Settlement:
-        """Records the end that was decided, which may have been done before; the end that counts."""
+        if past.decided is not None:
+            return await self._finish(caller, past, past.decided)
         first = opened(past)
         ended = await self._ended_long_ago(caller, past)
         if ended is None:
-            ended = self._holding.record(decided, end_producer(first.transaction_id))
+            async with alone(self._history, caller.org, first.transaction_id, is_end=True) as there:
+                if there is not None:
+                    return await self._finish(caller, past, there)
+                past = await ask(self._history.latest(caller.org, past))
+                ending = self._settlement(caller, past, body, outcome)
+                ending = await ask(self._history.decided(first, ending, request_hash))
+                ended = self._holding.record(ending, end_producer(first.transaction_id))
         await quietly(self._history.ended(first, ended, request_hash))
+        return ended
+
+    async def _finish(self, caller: Caller, past: Past, decided: Answer) -> Settlement:
+        """Records the end that was decided, where that may not have been done: what is told has to be so.
+
+        The end that counts.
+        """
+        first, ending = opened(past), event_of(decided)
+        assert isinstance(ending, Settlement), "nothing else is kept as an end"
+        if has_happened(decided):
+            return ending
+        ended = await self._ended_long_ago(caller, past)
+        if ended is None:
+            ended = self._holding.record(ending, end_producer(first.transaction_id))
+        await quietly(self._history.ended(first, ended, decided.request_hash))
         return ended
 
     async def _ended_long_ago(self, caller: Caller, past: Past) -> Settlement | None:
@@ -258,7 +273,9 @@ class Book:
             cost_nano = parse_usd(body.cost_usd)
             components: tuple[ComponentCost, ...] = (ComponentCost(STATED, 1, cost_nano, cost_nano, per=1),)
         else:
-            facts, cost_nano, components = self._priced(caller, facts, body.usage)
+            priced, cost_nano, components = self._priced(caller, facts, body.usage)
+            # All endings of a call fall under the same budgets: a late one takes back what an expiry has booked there.
+            facts = replace(facts, catalog_version=priced.catalog_version)
         return Settlement(
             transaction_id=first.transaction_id,
             time_ms=time.time_ns() // 1_000_000,
@@ -277,6 +294,10 @@ class Book:
             parent_charged=told.parents_paid(first, charges),
             admitted_at_ms=first.time_ms,
         )
+
+
+def _priced_as(facts: CallFacts, priced: Priced) -> CallFacts:
+    return replace(facts, model_priced=priced.model_priced, match=priced.match, catalog_version=priced.catalog_version)
 
 
 def end_producer(reservation_id: str) -> str:

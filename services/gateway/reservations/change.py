@@ -1,27 +1,21 @@
 """Changes of what a reservation holds, and until when: one at a time, each told as it was (GW-10, P2)."""
 
-import asyncio
 from collections.abc import Awaitable
-from typing import Final, TypeVar
-
-from ulid import ULID
+from typing import TypeVar
 
 from services.core.events import Denial, HoldResized, Reservation
 from services.core.money import parse_usd
 from services.core.ports import UnavailableError
-from services.gateway.plain_api import Caller, Told, away
+from services.gateway.plain_api import Caller, Told
 from services.gateway.refusal import RefusedError
 from services.gateway.reservations import told
 from services.gateway.reservations.bodies import ExtendBody
-from services.gateway.reservations.holding import Holding, quietly
-from services.gateway.reservations.known import claimed, find_past, not_kept, opened, other_body
-from services.gateway.reservations.past import History, event_of
+from services.gateway.reservations.holding import Holding, ask
+from services.gateway.reservations.known import alone, find_past, not_kept, opened, other_body
+from services.gateway.reservations.past import History, Past, event_of
 from services.gateway.reservations.told import NO_ROOM, OK
 from services.gateway.snapshots import HotClock
 
-# How long a change may take once it is claimed: it is over before its claim lapses (`core.answers.CLAIM_MS`), the time
-# that the claim's own answer has taken included.
-_WITHIN_S: Final = 6.0
 _A = TypeVar("_A")
 
 
@@ -36,52 +30,43 @@ class Changes:
     async def extend(
         self, caller: Caller, reservation_id: str, body: ExtendBody, key: str | None, request_hash: str
     ) -> Told:
-        """See `Book.extend`."""
-        first = opened(await find_past(self._history, caller, reservation_id))
-        if key is None:
-            return self._told(first, await self._alone(caller, reservation_id, body), is_lasting=False)
-        there = await claimed(lambda: self._history.claim_extend(caller.org, reservation_id, key, request_hash))
-        answer = event_of(there)
-        if there is not None:
-            if there.request_hash != request_hash or not isinstance(answer, HoldResized | Denial):
-                raise other_body(reservation_id)
-            return self._told(first, answer, is_lasting=True)
-        try:
-            answer = await self._alone(caller, reservation_id, body)
-        except RefusedError:
-            await quietly(self._history.drop_extend(caller.org, reservation_id, key, request_hash))
-            raise
-        kept = await _kept(self._history.extended(first, answer, key, request_hash))
-        if kept is None:
-            raise other_body(reservation_id)
-        return self._told(first, kept, is_lasting=True)
-
-    async def _alone(self, caller: Caller, reservation_id: str, body: ExtendBody) -> HoldResized | Denial:
-        """Changes a hold while nobody else does.
+        """See `Book.extend`.
 
         What a body leaves out stays as it is: as the change before has left it, whoever made that, and on whatever
-        gateway. So how it is gets read once the change is claimed. Where the hot state has not answered, the change may
-        still be on its way: then its claim is left to lapse, so that none is told before that could be undone by it.
+        gateway. So how it is gets read once nobody else changes or ends it.
         """
-        name = f"change:{ULID()}"
-        await claimed(lambda: self._history.claim_change(caller.org, reservation_id, name))
-        try:
-            async with asyncio.timeout(_WITHIN_S):
-                answer = await self._change(caller, reservation_id, body)
-        except TimeoutError as error:
-            raise away("this change has taken too long; ask again in a moment") from error
-        except RefusedError as error:
-            if not isinstance(error.__cause__, UnavailableError):
-                await quietly(self._history.drop_change(caller.org, reservation_id, name))
-            raise
-        await quietly(self._history.drop_change(caller.org, reservation_id, name))
+        past = await find_past(self._history, caller, reservation_id)
+        answer = await self._answered(caller, reservation_id, key, request_hash)
+        if answer is None:
+            if past.settlement is not None or past.decided is not None:
+                raise _ended(reservation_id)
+            async with alone(self._history, caller.org, reservation_id) as ending:
+                # The same request may have been waited for; its answer stays when the reservation has ended since.
+                answer = await self._answered(caller, reservation_id, key, request_hash)
+                if answer is None and ending is not None:
+                    raise _ended(reservation_id)
+                answer = answer or await self._change(caller, past, body, key, request_hash)
+        return self._told(opened(past), answer, is_lasting=key is not None)
+
+    async def _answered(
+        self, caller: Caller, reservation_id: str, key: str | None, request_hash: str
+    ) -> HoldResized | Denial | None:
+        """How this request was answered before, if it comes under a key; 409 where that was another request's."""
+        if key is None:
+            return None
+        there = await ask(self._history.extended_before(caller.org, reservation_id, key))
+        if there is None:
+            return None
+        answer = event_of(there)
+        if there.request_hash != request_hash or not isinstance(answer, HoldResized | Denial):
+            raise other_body(reservation_id)
         return answer
 
-    async def _change(self, caller: Caller, reservation_id: str, body: ExtendBody) -> HoldResized | Denial:
-        past = await find_past(self._history, caller, reservation_id)
+    async def _change(
+        self, caller: Caller, past: Past, body: ExtendBody, key: str | None, request_hash: str
+    ) -> HoldResized | Denial:
+        past = await ask(self._history.latest(caller.org, past))
         first = opened(past)
-        if past.settlement is not None or past.decided is not None:
-            raise _ended(reservation_id)
         last = past.resized or first
         amount_nano = last.held_nano if body.amount_usd is None else parse_usd(body.amount_usd)
         left_ms = last.expires_at_ms - self._clock.now_ms()
@@ -91,10 +76,15 @@ class Changes:
             caller, first, amount_nano, hold_ms, is_growing=is_growing, last=past.resized
         )
         if answer is None:
-            raise _ended(reservation_id)
+            raise _ended(first.transaction_id)
         if isinstance(answer, HoldResized):
             await _kept(self._history.resized(first, answer, past.change))
-        return answer
+        if key is None:
+            return answer
+        kept = await _kept(self._history.extended(first, answer, key, request_hash))
+        if kept is None:
+            raise other_body(first.transaction_id)
+        return kept
 
     def _told(self, first: Reservation, answer: HoldResized | Denial, *, is_lasting: bool) -> Told:
         if isinstance(answer, HoldResized):

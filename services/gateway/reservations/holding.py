@@ -1,5 +1,6 @@
 """A hold that is no proxied call's: made, changed and recorded, all or nothing."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -100,14 +101,16 @@ class Holding:
             if isinstance(answer, Admitted):
                 return await self._record_hold(request, facts, answer, is_repeatable=is_repeatable)
             now_ms = answer.now_ms
-        raise rebuilding("the budgets' windows are turning over; try again in a second")
+        raise _turning_over()
 
     async def _reserve(self, request: HoldRequest, *, is_repeatable: bool) -> ReserveAnswer:
         try:
             return await self._hot_state.reserve(request)
-        except UnavailableError as error:
+        except (UnavailableError, asyncio.CancelledError) as error:
             if not (is_repeatable or isinstance(error, NotSentError)):
                 self._release(request.org, request.reservation_id)  # it may be held, and nobody knows of it
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise _unreachable() from error
 
     def _session_required(self, needy: Applicable) -> RefusedError:
@@ -207,6 +210,8 @@ class Holding:
             return None
         if isinstance(answer, Refused):
             return _denial(caller, request.reservation_id, facts, request.amount_nano, answer)
+        if isinstance(answer, StaleWindow):
+            raise _turning_over()
         if not isinstance(answer, Admitted):
             raise rebuilding("the spend state is being rebuilt; try again in a second")
         return self.record(
@@ -255,6 +260,10 @@ async def ask(deed: Awaitable[_A]) -> _A:
         return await deed
     except UnavailableError as error:
         raise _unreachable() from error
+
+
+def _turning_over() -> RefusedError:
+    return rebuilding("the budgets' windows are turning over; try again in a second")
 
 
 def _unreachable() -> RefusedError:

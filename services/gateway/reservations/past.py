@@ -15,7 +15,6 @@ _SIZE: Final = "/size"
 _END: Final = "/end"
 _EXTEND: Final = "/extend/"
 _HELD: Final = "/held"
-_CHANGE: Final = "/change"
 # An answer's status: an end that is decided and may not be recorded yet, and what was done. How a hold was changed is
 # kept with the time of that as its status: the last one stays.
 _DECIDED: Final = 2
@@ -79,25 +78,24 @@ class History:
         is_same = kept.request_hash == first.facts.request_hash
         return event if is_same and isinstance(event, Reservation | Denial) else None
 
-    async def claim_change(self, org: str, reservation_id: str, name: str) -> Answer | None:
-        """As `claim`, for all changes of a hold: one at a time. `name` is the change's own."""
-        return await self._answers.claim(org, reservation_id + _CHANGE, name, CLAIM_MS)
+    async def claim_turn(self, org: str, reservation_id: str, name: str) -> Answer | None:
+        """As `claim`, for whatever changes or ends a reservation: one at a time. `name` is that deed's own.
 
-    async def drop_change(self, org: str, reservation_id: str, name: str) -> None:
-        """Lets the next change begin."""
-        await self._answers.drop(org, reservation_id + _CHANGE, name)
+        An end that is decided takes its claim's place: what is there already is another's claim, or the end.
+        """
+        return await self._answers.claim(org, reservation_id + _END, name, CLAIM_MS)
+
+    async def drop_turn(self, org: str, reservation_id: str, name: str) -> None:
+        """Lets the next change, or the end, begin."""
+        await self._answers.drop(org, reservation_id + _END, name)
 
     async def resized(self, first: Reservation, event: HoldResized, after: int = 0) -> None:
         """Keeps how a hold was changed last: `after` the change of that number, be it within the same millisecond."""
         await self._keep(first, event, _SIZE, "", max(event.time_ms, after + 1))
 
-    async def claim_extend(self, org: str, reservation_id: str, key: str, request_hash: str) -> Answer | None:
-        """As `claim`, for a change of a hold under a key of its own."""
-        return await self._answers.claim(org, reservation_id + _EXTEND + key, request_hash, CLAIM_MS)
-
-    async def drop_extend(self, org: str, reservation_id: str, key: str, request_hash: str) -> None:
-        """As `drop`, for a change of a hold."""
-        await self._answers.drop(org, reservation_id + _EXTEND + key, request_hash)
+    async def extended_before(self, org: str, reservation_id: str, key: str) -> Answer | None:
+        """How a change under a key of its own was answered."""
+        return await self._answers.find(org, reservation_id + _EXTEND + key)
 
     async def extended(
         self, first: Reservation, event: HoldResized | Denial, key: str, request_hash: str
@@ -106,14 +104,6 @@ class History:
         kept = await self._keep(first, event, _EXTEND + key, request_hash)
         told = event_of(kept)
         return told if kept.request_hash == request_hash and isinstance(told, HoldResized | Denial) else None
-
-    async def claim_end(self, org: str, reservation_id: str, request_hash: str) -> Answer | None:
-        """As `claim`, for the end of a reservation."""
-        return await self._answers.claim(org, reservation_id + _END, request_hash, CLAIM_MS)
-
-    async def drop_end(self, org: str, reservation_id: str, request_hash: str) -> None:
-        """As `drop`, for the end of a reservation."""
-        await self._answers.drop(org, reservation_id + _END, request_hash)
 
     async def decided(self, first: Reservation, settlement: Settlement, request_hash: str) -> Settlement:
         """Keeps how a reservation is about to end, before that is recorded: no other end counts from now on.
@@ -156,13 +146,18 @@ class History:
         if past is None or isinstance(past.first, Denial):
             return past
         # What came after is kept longer than the beginning, and the ledger may not have read it yet.
-        size = await self._answers.find(org, reservation_id + _SIZE)
-        if size is not None and isinstance(resized := event_of(size), HoldResized):
-            past = replace(past, resized=resized, change=size.status)
+        past = await self.latest(org, past)
         end = await self._answers.find(org, reservation_id + _END)
         if isinstance(ending := event_of(end), Settlement):
             past = replace(past, settlement=ending) if has_happened(end) else replace(past, decided=end)
         return past
+
+    async def latest(self, org: str, past: Past) -> Past:
+        """The same, with how its hold was changed last as that is kept by now. Raises `UnavailableError`."""
+        size = await self._answers.find(org, past.first.transaction_id + _SIZE)
+        if size is None or not isinstance(resized := event_of(size), HoldResized):
+            return past
+        return replace(past, resized=resized, change=size.status)
 
     async def recorded(self, org: str, reservation_id: str, credentials: Mapping[str, str]) -> Past | None:
         """What the ledger knows of it. Raises `UnavailableError`, also while the ledger knows its end alone."""
