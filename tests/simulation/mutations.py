@@ -12,15 +12,16 @@ from unittest.mock import patch
 
 from services.adapters.memory_answers import MemoryAnswers
 from services.aggregator import reaper
-from services.core import fold
+from services.core import fold, reserve
 from services.core.answers import Answer
 from services.core.budgets import Charge
 from services.core.hotstate import FoldStep, HoldRequest, OrgState
 from services.core.implied import HeldBackfills
 from services.core.snapshot import decode_snapshot
-from services.gateway import snapshots
+from services.gateway import settle, snapshots
 from services.gateway.pasts import Charged, Pasts
 from services.gateway.settle import Settler
+from tests.support.simulation import growing
 from tests.support.simulation.ports import SimHotState
 
 
@@ -170,6 +171,47 @@ def open_holds_left_out() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def ending_beyond_its_hold() -> Iterator[None]:
+    """A stream that is ended early costs what its vendor counts, however little was held for it."""
+
+    def within_hold(call: Any, _outcome: str, metered: Any) -> Any:
+        return metered, call.bound
+
+    with patch.object(settle, "_within_hold", within_hold):
+        yield
+
+
+@contextmanager
+def left_before_it_is_told() -> Iterator[None]:
+    """A full child lets a growing hold go at once, whether anybody lives to record that or not. Every seed has one."""
+    real = reserve.resize
+
+    def resize(state: OrgState, request: HoldRequest, now_ms: int) -> Any:
+        answer = real(state, request, now_ms)
+        hold = state.holds.get(request.reservation_id)
+        if hold is not None:
+            for charge, amount_nano in hold.left:
+                reserve.add_held(state, charge, -amount_nano, now_ms)
+            hold.left = ()
+        return answer
+
+    with patch.object(reserve, "resize", resize), patch.object(growing, "GROWING", 100):
+        yield
+
+
+@contextmanager
+def endings_forgotten_after_an_hour() -> Iterator[None]:
+    """The hot state remembers no ended hold for longer than any of them, whatever may still come of it."""
+    real = fold._forget_at_ms
+
+    def forget_at_ms(charges: Any, _may_end_again: bool, now_ms: int) -> int:
+        return real(charges, False, now_ms)
+
+    with patch.object(fold, "_forget_at_ms", forget_at_ms):
+        yield
+
+
 # Each bug, with the promises that it breaks: the first finding of a failing run must be of one of them.
 MUTATIONS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], tuple[str, ...]]] = {
     # The fold sees that the org has not kept what it has just folded, and goes no further.
@@ -181,6 +223,10 @@ MUTATIONS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], tuple[
     "part given back whole": (part_given_back_whole, ("BU-9",)),
     "part charged twice": (part_charged_twice, ("BU-9",)),
     "answer forgotten": (answer_forgotten, ("P2",)),
+    # The log's reading of it fails first: no ending of a call that may cost more than it held has a meaning.
+    "ending beyond its hold": (ending_beyond_its_hold, ("P1", "P3")),
+    "left before it is told": (left_before_it_is_told, ("P1",)),
+    "endings forgotten after an hour": (endings_forgotten_after_an_hour, ("P4", "P5")),
 }
 # The same of seeds in which budgets are made in the midst of calls.
 BACKFILL_MUTATIONS: Mapping[str, tuple[Callable[[], AbstractContextManager[None]], tuple[str, ...]]] = {

@@ -11,6 +11,10 @@ FOUND: Final[dict[int, str]] = {
     5740: "folded after a wipe by marks whose budgets were not published again yet: what calls implied was left out",
 }
 
+_LEFT: Final = (
+    "a full child let a hold go that grew, and the answer was lost: its room was given away, and the call charged to it"
+)
+_TWICE: Final = "the end of a reservation was published again hours later, when nobody remembered it, and counted twice"
 _NOBODY_PAID: Final = "a hold that grew left out a full child for a parent that it had got since: nobody was charged"
 
 # With clients of the reservation API and of delegations beside the calls, and with budgets that get other parents.
@@ -29,6 +33,11 @@ FOUND_BY_ERRANDS: Final[dict[int, str]] = {
     101067: "(the model) a part that had to be carved anew was measured by the hold that had been given back",
     60259: "(the model) a reservation grew into a budget's new window, and was implied in its admission's as well",
     8292: "(the model) a hold that a new budget had held all along was moved, and judged as if it had asked for room",
+    # Those below 2,000 are among the seeds that the suite runs anyway.
+    **dict.fromkeys((230, 331, 599, 695, 793), _LEFT),
+    **dict.fromkeys((84, 123, 278, 318, 356, 399), _TWICE),
+    7366: "(the model) a call that a wiped hot state did not know of was judged by what another grew to after the wipe",
+    1525: "(the model) an expiry came before the record of how its hold was changed, and was charged to what that left",
 }
 
 # With budgets made in the midst of calls.

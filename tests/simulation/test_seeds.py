@@ -30,6 +30,8 @@ WANTED = {
     "fail_open",
     "late settlement",
     "asked again",
+    "absent",
+    "estimate stepped",
     "backfilled",
     "alert",
     "unreadable",

@@ -174,11 +174,16 @@ def judge(messages: Iterable[Message]) -> Verdict:
         setattr(transaction, kind, event)
     for name, each in verdict.transactions.items():
         if each.settlement is not None and each.reservation is not None:
-            # Only a hold that was sized by what such calls usually cost may turn out too small.
-            if each.settlement.get("estimate_mode", "strict") == "strict":
+            if is_within_hold(each.settlement):
                 assert nano(each.settlement["cost_usd"]) <= each.held_nano, f"{name} cost more than it held"
             assert each.settlement["charges"] == each.charges, f"{name} was charged elsewhere than held"
     return verdict
+
+
+def is_within_hold(settlement: Mapping[str, Any]) -> bool:
+    """Whether a call may never cost more than it held: one held at its bound, or a stream of steps that ended early."""
+    mode, outcome = settlement.get("estimate_mode", "strict"), settlement.get("outcome")
+    return bool(mode == "strict" or (mode == "stepped" and outcome in ("cut_off", "partial")))
 
 
 def _is_told_again(kind: str, before: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
@@ -197,8 +202,7 @@ def _is_told_again(kind: str, before: Mapping[str, Any], event: Mapping[str, Any
 
 # By (topic, partition): the offset below which everything is known.
 Known = Mapping[tuple[str, int], int]
-# What a call is charged to: (budget, window).
-Slots = tuple[tuple[str, str], ...]
+Slots = tuple[tuple[str, str], ...]  # what a call is charged to: (budget, window)
 
 
 def slot_of(charge: Mapping[str, str]) -> tuple[tuple[str, str], int | None]:
@@ -376,7 +380,7 @@ def check_figures(
     said = verdict.spent()
     meant = {slot: said.get(slot, 0) + implied.get(slot, 0) for slot in said.keys() | implied.keys() if counts(slot)}
     for slot in sorted(meant.keys() | spent.keys()):
-        if not _is_past(slot[1], now_ms) and meant.get(slot, 0) != spent.get(slot, 0):
+        if not is_past(slot[1], now_ms) and meant.get(slot, 0) != spent.get(slot, 0):
             findings.append(f"{slot} has spent {spent.get(slot, 0)}, and the log says {meant.get(slot, 0)}")
     open_holds: dict[tuple[str, str], int] = defaultdict(int)
     for (budget_id, window), amount in verdict.held().items():
@@ -388,7 +392,9 @@ def check_figures(
     return findings
 
 
-def _is_past(window: str, now_ms: int) -> bool:
-    """Whether a ring has let a bucket go: what settles into it later is nobody's any more."""
+def is_past(window: str, now_ms: int) -> bool:
+    """Whether a window has been let go, a ring's bucket by bucket: what settles into it later is nobody's any more."""
     kind, *numbers = window.split(":")
+    if kind == "c":
+        return now_ms >= int(numbers[1]) + 24 * 3_600_000
     return kind == "r" and int(numbers[2]) < now_ms // int(numbers[0]) - int(numbers[1])

@@ -4,12 +4,12 @@ Like `checker`, it imports nothing of Farthing.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from tests.support.checker import Known, Message, milliseconds, nano, readable, slot_of
+from tests.support.checker import Known, Message, is_within_hold, milliseconds, nano, readable, slot_of
 
 Limits = Mapping[int, Mapping[str, int | None]]
 Slot = tuple[str, str]
@@ -41,30 +41,40 @@ class _Counted:
     # Whether it was implied before it was charged, so that it never asked for room.
     is_unasked: bool = False
 
-    def amount(self, now_ms: int, lost: Sequence[tuple[int, int]], changes: Sequence["_Change"], slot: Slot) -> int:
+    def amount(self, now_ms: int, lost: Sequence[tuple[int, int]], changes: Sequence["Change"], slot: Slot) -> int:
         """What it counts at an instant: its cost once that is known, else what it held then.
 
-        Of a change that the hot state lost again, or that comes later in the log, whatever is less.
+        Of a change that the hot state lost again, or that comes later in the log or never, whatever is less.
         """
         is_lost, (_, amount) = False, self.held[0]
         for since_ms, changed_nano in self.held[1:]:
             if since_ms <= now_ms:
                 is_lost = any(begin_ms <= since_ms <= end_ms <= now_ms for begin_ms, end_ms in lost)
                 amount = min(amount, changed_nano) if is_lost else changed_nano
-        if self.spent_nano is not None:
+        if self.spent_nano is not None and self.held[-1][0] <= now_ms:  # what is changed later had not ended then
             # Not folded yet, it counts as what it holds, which is no less but for one that has lost what it grew by.
             return min(amount, self.spent_nano) if is_lost else self.spent_nano
         later = (each for each in changes if self.held[-1][0] < each.since_ms <= now_ms)
-        return min((amount, *(each.held_nano if slot in each.slots else 0 for each in later)))
+        return min((amount, *(each.least_nano(slot, amount) for each in later)))
 
 
 @dataclass(frozen=True)
-class _Change:
-    """A change of what a call holds, against what from then on."""
+class Change:
+    """A change of what a call holds, against what from then on, as long as the log does not tell of it.
+
+    `left` are full children that let their parents pay from then on. They hold what they held until the log tells.
+    """
 
     since_ms: int
     held_nano: int
     slots: frozenset[Slot]
+    left: frozenset[Slot] = frozenset()
+
+    def least_nano(self, slot: Slot, before_nano: int) -> int:
+        """What a slot holds at least by it, that held `before_nano`."""
+        if slot in self.left:
+            return before_nano
+        return min(before_nano, self.held_nano) if slot in self.slots else 0
 
 
 class CapChecker:
@@ -73,8 +83,9 @@ class CapChecker:
     `limits` are the limits in nano-dollars by configuration version and budget, None for one that only watches. Each
     call is judged by the limit it was admitted under. `loads` are when (ms) a lost hot state was loaded anew, with what
     it knew of the log: a call admitted before that, whose reservation the log did not have yet, is in no one's sums.
-    Nor is one that was admitted within `lost`, spans of time (ms) whose writes a hot state lost at their end. `unknown`
-    are calls that the log tells too much of: what they held was changed, and the change not recorded.
+    Nor is one that was admitted within `lost`, spans of time (ms) whose writes a hot state lost at their end. `seen`
+    are changes of holds by call, as the hot state was seen to make them, whether the log tells of them or not: where it
+    does not, a call counts as the log has it, or as it was changed, whatever is less.
 
     A call that was decided under a configuration that knows a budget counts what calls of earlier ones imply for it
     (BU-8), from when the hot state has folded an event that says so: `implied` and `folds`. Nothing refuses those.
@@ -85,14 +96,13 @@ class CapChecker:
         limits: Limits,
         loads: Sequence[tuple[int, Known]] = (),
         lost: Sequence[tuple[int, int]] = (),
-        unknown: Collection[str] = (),
+        seen: Mapping[str, Sequence[Change]] = MappingProxyType({}),
         implied: Implied = lambda _event, _admitted: (),
         folds: Folds = MappingProxyType({}),
     ) -> None:
         self._limits = limits
         self._loads = loads
         self._lost = lost
-        self._unknown = unknown
         self._implied_by = implied
         self._folds = folds
         self._implied: dict[Slot, dict[str, _Counted]] = defaultdict(dict)
@@ -103,7 +113,11 @@ class CapChecker:
         self._slots_of: dict[str, list[tuple[str, str]]] = defaultdict(list)
         self._seen: dict[tuple[str, int, str], int] = {}
         self._ended: dict[str, int] = {}
-        self._changes: dict[str, list[_Change]] = defaultdict(list)
+        # What expired calls held.
+        self._expired: dict[str, int] = {}
+        self._changes: dict[str, list[Change]] = defaultdict(list, {name: list(each) for name, each in seen.items()})
+        # When a call was changed last, as far as the log has told by now.
+        self._told: dict[str, int] = {}
         # Held at less than they may cost, or not at all.
         self._loose: set[str] = set()
         # Let go of unspent by the org's own wish, so that there is no room for what they turn out to have cost.
@@ -121,8 +135,15 @@ class CapChecker:
             self._admitted.setdefault(name, event["time"])
         elif event["type"] == "spend.hold.resized.v1":
             slots = {slot_of(charge)[0] for charge in event["charges"]} | {slot for slot, _, _ in self._implies(event)}
-            change = _Change(milliseconds(event["time"]), nano(event["held_usd"]), frozenset(slots))
-            self._changes[name].append(change)
+            self._foresee_change(name, Change(milliseconds(event["time"]), nano(event["held_usd"]), frozenset(slots)))
+
+    def _foresee_change(self, name: str, change: Change) -> None:
+        changes = self._changes[name]
+        for number, each in enumerate(changes):
+            if (each.since_ms, each.held_nano) == (change.since_ms, change.held_nano):
+                changes[number] = replace(change, left=each.left)
+                return
+        changes.append(change)
 
     def take(self, message: Message) -> None:
         """The next message of the log."""
@@ -136,18 +157,25 @@ class CapChecker:
         name, kind = event["transaction_id"], event["type"]
         if "fail_open" in event.get("flags", ()) or not _is_bound(event):
             self._loose.add(name)
-        if name in self._loose or name in self._unknown:
+        if name in self._loose:
             return
         if kind == "spend.reservation.created.v1":
             self._admit(message, event, milliseconds(event["time"]))
         elif kind == "spend.hold.resized.v1":
-            self._resize(message, event)
+            if milliseconds(event["time"]) < self._told.get(name, 0):
+                return  # a later change was in the log before it
+            self._resize(message, event, milliseconds(event["time"]))
         else:
             is_settlement = kind == "spend.settlement.recorded.v1"
             amount = nano(event["cost_usd"] if is_settlement else event["booked_usd"])
-            if is_settlement and amount > nano(event["held_usd"]):
-                # A stream that was held step by step, and wrote more before it could be ended; or what somebody has
-                # reserved, and says to have cost more.
+            if not is_settlement:
+                self._expired[name] = nano(event["held_usd"])
+            held_nano = nano(event["held_usd"])
+            if is_settlement and amount > min(held_nano, self._expired.get(name, held_nano)):
+                if amount > held_nano and is_within_hold(event):
+                    self.findings.append(f"{name} was ended early at {amount}, and held {event['held_usd']}")
+                # A stream that was held step by step, and thought faster than can be seen; or what somebody has
+                # reserved, and says to have cost more, or that expired when it had been made smaller.
                 self._loose.add(name)
                 for slot in self._slots_of.pop(name, []):
                     del self._slots[slot][name]
@@ -158,8 +186,12 @@ class CapChecker:
                 self._ended[name] = amount
             if not is_settlement and amount < nano(event["held_usd"]):
                 self._unbooked.add(name)
+            untold = self._untold(name, event)
             if name not in self._slots_of:
-                self._enter(message, event, milliseconds(event["admitted_at"]))
+                self._enter(message, event, milliseconds(event["admitted_at"]), is_later=untold is not None)
+                self._told[name] = 0 if untold is None else untold.since_ms
+            elif untold is not None:
+                self._resize(message, event, untold.since_ms)
             for slot in self._slots_of[name]:
                 self._slots[slot][name].spent_nano = self._ended[name]
             self._imply(message, event, MAX_MS)
@@ -168,12 +200,11 @@ class CapChecker:
     def strays(self) -> set[str]:
         """The calls that a hot state did not know of for a while, and those that held too little."""
         every = [each for slot in self._slots.values() for each in slot.values()]
-        return {*self._loose, *self._unknown, *(each.name for each in every if self._is_stray(each, MAX_MS))}
+        return {*self._loose, *(each.name for each in every if self._is_stray(each, MAX_MS))}
 
-    def _enter(self, message: Message, event: dict[str, Any], admitted_ms: int) -> None:
+    def _enter(self, message: Message, event: dict[str, Any], admitted_ms: int, *, is_later: bool = False) -> None:
         name = event["transaction_id"]
         limits = self._limits[event["config_version"]]
-        is_later = event["type"] == "spend.hold.resized.v1"
         slots = self._slots_of[name]  # from here on it is known, whether anything limits it or not
         for charge in event["charges"]:
             budget = charge["budget_id"].partition("@")[0]
@@ -206,18 +237,31 @@ class CapChecker:
             self._enter(message, event, now_ms)
             if name not in self._ended:
                 self._imply(message, event, now_ms)
+        charged = {slot_of(charge)[0] for charge in event["charges"]}
         for slot in self._slots_of[name]:
-            self._check_own(slot, event, now_ms)
+            if slot in charged:  # what has ended already may be charged elsewhere by then
+                self._check_own(slot, event, now_ms)
             if name in self._ended:
                 self._slots[slot][name].spent_nano = self._ended[name]
 
-    def _resize(self, message: Message, event: dict[str, Any]) -> None:
-        name, now_ms, amount = event["transaction_id"], milliseconds(event["time"]), nano(event["held_usd"])
-        admitted_ms = now_ms
+    def _untold(self, name: str, ending: Mapping[str, Any]) -> Change | None:
+        """The last change of a call's hold, if the log has not told of it before this ending, which knows of it.
+
+        An expiry tells of its hold as the hot state has it, a settlement as its gateway has heard.
+        """
+        last = max(self._changes.get(name, ()), key=lambda each: each.since_ms, default=None)
+        if last is None or last.since_ms <= self._told.get(name, 0):
+            return None
+        charged = {slot_of(charge)[0] for charge in ending["charges"]}
+        return last if charged <= last.slots else None
+
+    def _resize(self, message: Message, event: dict[str, Any], now_ms: int) -> None:
+        name, amount = event["transaction_id"], nano(event["held_usd"])
+        admitted_ms, self._told[name] = now_ms, now_ms
         before = {slot: self._slots[slot].pop(name) for slot in self._slots_of.pop(name, [])}
         if before:
             admitted_ms = min(each.admitted_ms for each in before.values())
-        self._enter(message, event, admitted_ms)
+        self._enter(message, event, admitted_ms, is_later=True)
         implied = {slot: self._implied[slot][name] for slot in self._implied_of.get(name, [])}
         if name not in self._ended:
             self._imply(message, event, now_ms)

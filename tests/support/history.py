@@ -10,11 +10,11 @@ from functools import lru_cache
 from services.core.budgets import Charge
 from services.core.codec import decode, encode_facts, to_message
 from services.core.codec_fields import UnreadableEventError
-from services.core.events import CallFacts, Expiry, HoldResized, Reservation, Settlement, Stamped
-from services.core.hotstate import EXPIRY_PRODUCER, Hold, OrgImage
+from services.core.events import CallFacts, Denial, Expiry, HoldResized, Reservation, Settlement, Stamped
+from services.core.hotstate import EXPIRY_PRODUCER, TOMBSTONE_MS, Hold, OrgImage, counts_until_ms
 from services.core.identity import Identity
 from services.core.ports import Incoming, LedgerImage, Outgoing, TopicPartition
-from services.core.windows import CalendarSpan, RollingSpan
+from services.core.windows import CalendarSpan, RollingSpan, parse_span
 
 TOPICS = (Reservation.TOPIC, Settlement.TOPIC)
 HOUR_MS = 3_600_000
@@ -94,6 +94,8 @@ class _Call:
     resized: HoldResized | None = None
     settlement: Settlement | None = None
     expiry: Expiry | None = None
+    windows: set[str] = field(default_factory=set)
+    may_end_again: bool = False
 
 
 def ledger_image(org: str, messages: Iterable[Incoming], taken: Mapping[TopicPartition, int]) -> LedgerImage:
@@ -111,6 +113,9 @@ def ledger_image(org: str, messages: Iterable[Incoming], taken: Mapping[TopicPar
         if not stamped.producer.startswith(EXPIRY_PRODUCER):
             producers[producer] = stamped.sequence
         call = calls.setdefault(event.transaction_id, _Call())
+        call.may_end_again |= stamped.producer.startswith(EXPIRY_PRODUCER)
+        if not isinstance(event, Denial):
+            call.windows.update(each.window for each in event.charges)
         if isinstance(event, Reservation):
             call.reservation = call.reservation or event
         elif isinstance(event, HoldResized):
@@ -164,5 +169,12 @@ def _holds(calls: Mapping[str, _Call]) -> dict[str, Hold]:
             booked_nano=call.settlement.cost_nano if call.settlement else call.expiry.booked_nano if call.expiry else 0,
             admitted_at_ms=first.time_ms if first else 0,
             resized_at_ms=call.resized.time_ms if call.resized else 0,
+            forget_at_ms=None if ending is None or not call.may_end_again else _forget_at_ms(call, ending.time_ms),
         )
     return holds
+
+
+def _forget_at_ms(call: _Call, ended_at_ms: int) -> int:
+    """When a call may be forgotten that may be told an ending of again; hosts' clocks are off by up to an hour."""
+    until_ms = (counts_until_ms(parse_span(each), ended_at_ms) for each in call.windows)
+    return max((ended_at_ms + 2 * TOMBSTONE_MS, *until_ms))

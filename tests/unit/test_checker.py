@@ -18,7 +18,7 @@ from tests.support.checker import (
     judge,
 )
 from tests.support.checker_budgets import Configurations, span_key
-from tests.support.checker_caps import CapChecker
+from tests.support.checker_caps import CapChecker, Change
 from tests.support.checker_parents import check_payers
 
 HOUR_MS = 3_600_000
@@ -134,6 +134,69 @@ def test_a_hold_that_is_changed_counts_as_changed_from_then_on_wherever_the_log_
         log.messages.pop()
         log.resize("txn_1", at_ms, 70)
         assert "txn_2 came to 120 of 100" in log.caps()[0]
+
+
+def test_a_full_child_that_a_hold_has_left_counts_what_it_held_until_the_log_tells_of_it() -> None:
+    slot = ("bud_1", WINDOW)
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.reserve("txn_2", 4, 60)
+    assert log.caps(seen={"txn_1": [Change(3, 90, frozenset())]}) == []
+    seen = {"txn_1": [Change(3, 90, frozenset(), frozenset({slot}))]}
+    assert "txn_2 came to 120 of 100" in log.caps(seen=seen)[0]
+    log.resize("txn_1", 3, 90, charges=[])
+    assert "txn_2 came to 120 of 100" in log.caps(seen=seen)[0]
+    log.messages[1:] = reversed(log.messages[1:])
+    assert log.caps(seen=seen) == []
+
+
+def test_a_call_that_ended_later_counts_as_what_it_held_when_another_was_admitted() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 40)
+    log.resize("txn_1", 5, 90)
+    log.settle("txn_1", 1, 90, 90)
+    log.reserve("txn_2", 3, 60)
+    # A rebuild could not know of it, so that there was room for the first to grow.
+    known = {("spend.reservations.v1", 0): 1, ("spend.settlements.v1", 0): 0}
+    assert log.caps(loads=[(4, known)]) == []
+    log.messages.pop()
+    log.reserve("txn_2", 3, 61)
+    assert "txn_2 came to 101 of 100" in log.caps(loads=[(4, known)])[0]
+
+
+def test_a_change_that_nobody_recorded_counts_where_it_is_less_until_an_expiry_tells_of_it() -> None:
+    slot, other = ("bud_1", WINDOW), [{"budget_id": "bud_2", "scope": "org:a", "window": WINDOW}]
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.reserve("txn_2", 4, 60)
+    assert log.caps(seen={"txn_1": [Change(3, 40, frozenset({slot}))]}) == []
+    assert log.caps(seen={"txn_1": [Change(3, 70, frozenset({slot}))]}) != []
+    limits, seen = {1: {"bud_1": 100, "bud_2": 80}}, {"txn_1": [Change(3, 70, frozenset({("bud_2", WINDOW)}))]}
+    told = {"held_usd": usd(70), "booked_usd": usd(70), "admitted_at": text(1), "charges": other}
+    log.add("spend.hold.expired.v1", "txn_1", HOUR_MS, "spend.settlements.v1", **told)
+    log.reserve("txn_3", 5, 40)
+    assert log.caps(limits, seen=seen) == []
+    log.reserve("txn_4", 6, 11, charges=other)
+    assert "txn_4 came to 81 of 80" in log.caps(limits, seen=seen)[0]
+    log.messages.pop()
+    # It was recorded after all, and the log has that last. What it tells of earlier changes is past.
+    log.resize("txn_1", 3, 70, charges=other)
+    log.resize("txn_1", 2, 50)
+    assert log.caps(limits) == log.caps(limits, seen=seen) == []
+
+
+@pytest.mark.parametrize("outcome", ["cut_off", "partial", "completed"])
+def test_a_stream_that_was_ended_early_and_cost_more_than_it_held_is_found(outcome: str) -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.settle("txn_1", 1, 60, 61, estimate_mode="stepped", outcome=outcome)
+    if outcome == "completed":
+        assert log.caps() == []
+        assert judge(log.messages).transactions["txn_1"].spent_nano == 61
+        return
+    assert "txn_1 was ended early at 61" in log.caps()[0]
+    with pytest.raises(AssertionError, match="cost more than it held"):
+        judge(log.messages)
 
 
 # bud_2 is made by configuration 2, and counts the calls of the first one as well.
@@ -321,6 +384,15 @@ def test_figures_that_are_not_those_of_the_log_are_found() -> None:
     assert len(check_figures(verdict, {slot: 11}, {slot: 0}, 5)) == 2
     assert len(check_figures(verdict, {slot: 10, ("bud_2", WINDOW): 1}, {slot: 30}, 5)) == 1
     assert check_figures(verdict, {slot: 14}, {slot: 30}, 5, {slot: 4}) == []
+
+
+def test_what_a_window_has_spent_matters_for_a_day_after_its_end() -> None:
+    log = Log()
+    log.reserve("txn_1", 1, 60)
+    log.settle("txn_1", 1, 60, 10)
+    verdict = judge(log.messages)
+    assert check_figures(verdict, {}, {}, 25 * HOUR_MS - 1) != []
+    assert check_figures(verdict, {}, {}, 25 * HOUR_MS) == []
 
 
 def test_offsets_that_are_neither_folded_nor_set_aside_are_found() -> None:

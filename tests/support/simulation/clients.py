@@ -41,7 +41,8 @@ class Clients:
 
     async def ask_again(self) -> None:
         """Asks once more for all that was decided and is told for ever."""
-        late = self._world.errands.afterwards_s > 40 * 3_600
+        away_s = self._world.absence.seconds if self._world.absence.is_over else 0.0
+        late = self._world.errands.afterwards_s + away_s > 40 * 3_600
         for asked, (bearer, headers) in list(self._decided.items()):
             # The answer to a change of a hold is kept for two days alone, and a part's key goes with it.
             if bearer == BEARER and not (late and asked.kind == "extend"):

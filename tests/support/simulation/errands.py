@@ -86,7 +86,7 @@ def add_errands(plan: Plan, lasts_s: float = 4.0) -> Errands:
     errands = Errands(afterwards_s=rng.choice((0, 0, 90, 1_800, 40 * 3_600, 4 * 86_400)))
     if rng.randrange(100) < RESERVING:
         for number in range(rng.randint(2, 5)):
-            errands.reserving.append(_errand(rng, f"order-{number}", lasts_s, CALL_NANO))
+            errands.reserving.append(new_errand(rng, f"order-{number}", lasts_s, CALL_NANO))
     rng = Random(f"carvings:{plan.seed}")
     if rng.randrange(100) < DELEGATING:
         plan.budgets = [(at_s, tuple(_larger(each) for each in budgets)) for at_s, budgets in plan.budgets]
@@ -114,7 +114,8 @@ def usd(nano: int) -> str:
     return f"{nano // NANO}.{nano % NANO:09d}"
 
 
-def _errand(rng: Random, name: str, lasts_s: float, unit_nano: int) -> Errand:
+def new_errand(rng: Random, name: str, lasts_s: float, unit_nano: int) -> Errand:
+    """One that begins within `lasts_s` and reserves some halves of `unit_nano`."""
     amount_nano = unit_nano * rng.choice((1, 2, 4, 8)) // 2
     body: dict[str, Any] = {"amount_usd": usd(amount_nano), "vendor": "tavily"}
     is_priced = rng.random() < 0.3
@@ -173,7 +174,7 @@ def _carving(rng: Random, name: str, lasts_s: float, whole: tuple[str, int], dep
     if depth < 2 and rng.random() < 0.4:
         inner = _carving(rng, f"{name}-sub", lasts_s, (budget_id, amount_nano), depth + 1)
     if rng.random() < 0.3:
-        errand = _errand(rng, f"{name}-order", 1.0, amount_nano // 3)
+        errand = new_errand(rng, f"{name}-order", 1.0, amount_nano // 3)
     return Carving(
         name,
         rng.uniform(0, lasts_s * 0.7),

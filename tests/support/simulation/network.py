@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -22,6 +23,8 @@ class Weather:
     slow_s: float = 0.4
     lost_per_mille: int = 0
     late_per_mille: int = 0
+    # Of answers to changes of holds, so many more.
+    lost_changes_per_mille: int = 0
     # (who, to what, from, until), in virtual seconds; an empty name is anybody.
     cuts: list[tuple[str, str, float, float]] = field(default_factory=list)
     slow_folds_s: float = 0.0
@@ -36,12 +39,15 @@ class Network:
         self.trace = trace
         self.weather = weather
         self.incarnations: dict[str, int] = {}
+        # The world's own.
+        self.context = copy_context()
 
     def calm(self) -> None:
         """No more faults."""
         self.weather.lost_per_mille = self.weather.late_per_mille = self.weather.slow_per_mille = 0
         self.weather.cuts.clear()
         self.weather.slow_folds_s = 0.0
+        self.weather.lost_changes_per_mille = 0
 
     def is_cut(self, process: Process, system: str) -> bool:
         """Whether a process can't reach a system now."""

@@ -3,13 +3,14 @@
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from random import Random
 from typing import Any
 
 from services.adapters.memory import MemoryDirectory, MemoryHotState
 from services.core.answers import Answer, Answers
+from services.core.budgets import Charge
 from services.core.codec import to_message
 from services.core.events import Denial, Reservation, Stamped
 from services.core.hotstate import Admitted, Applied, HoldRequest, ReserveAnswer
@@ -23,7 +24,10 @@ from services.core.ports import (
     TopicPartition,
     UnavailableError,
 )
+from tests.support.checker import slot_of
+from tests.support.checker_caps import Change
 from tests.support.memory_log import MemoryLog
+from tests.support.simulation.absence import Absence
 from tests.support.simulation.loop import Process, Trace
 from tests.support.simulation.network import Network, alive, at_once
 
@@ -109,8 +113,8 @@ class Witness:
         # By reservation, the incarnation of the hot state that held it.
         self.held_by: dict[str, int] = {}
         self.released: set[str] = set()
-        # Which holds were changed, and when, and against what they were held from then on.
-        self.resized: list[tuple[str, int]] = []
+        # How holds were changed, and against what they were held from then on.
+        self.resized: dict[str, list[Change]] = defaultdict(list)
         self.changed: dict[str, set[tuple[tuple[str, str], ...]]] = defaultdict(set)
         self.repeats: list[tuple[str, object, object]] = []
         # By org, when each message was folded, by the hot state's clock.
@@ -167,15 +171,23 @@ class SimHotState:
 
     async def resize(self, request: HoldRequest) -> ReserveAnswer | None:
         def effect() -> Any:
+            hold = self._hot.store.state(request.org).holds.get(request.reservation_id)
+            before = () if hold is None else hold.charges
             answer = at_once(self._hot.resize(request))
             if isinstance(answer, Admitted):
-                self._witness.resized.append((request.reservation_id, answer.now_ms))
+                changes = self._witness.resized[request.reservation_id]
+                changes.append(_change(request, before, changes, answer))
                 charges = tuple((each.budget_id, each.window) for each in answer.charges)
                 self._witness.changed[request.reservation_id].add(charges)
             self._network.trace("resize", request.reservation_id, request.amount_nano, _shown(answer))
             return answer
 
-        return await self._carry("resize", effect)  # type: ignore[no-any-return]
+        answer = await self._carry("resize", effect)
+        lost_per_mille = self._network.weather.lost_changes_per_mille
+        if lost_per_mille and self._rng.randrange(1000) < lost_per_mille:
+            self._network.trace("lost", self._process.name, "hot", "resize")
+            raise UnavailableError("hot's answer was lost")
+        return answer  # type: ignore[no-any-return]
 
     async def release(self, org: str, reservation_id: str) -> bool:
         def effect() -> Any:
@@ -226,6 +238,20 @@ class SimHotState:
         return await self._network.carry(self._process, "hot", what, effect)
 
 
+def _change(request: HoldRequest, before: Iterable[Charge], changes: Sequence[Change], answer: Admitted) -> Change:
+    """How a hold was changed that was charged to what was `before`, after earlier `changes`."""
+    proposed = (slot_of({"budget_id": each.budget_id, "window": each.span.key()})[0] for each in request.proposals)
+    slots, held = _slots(answer.charges), _slots(before)
+    if changes:
+        held |= changes[-1].left
+    left = frozenset(slot for slot in proposed if slot in held - slots)
+    return Change(answer.now_ms, request.amount_nano, slots, left)
+
+
+def _slots(charges: Iterable[Charge]) -> frozenset[tuple[str, str]]:
+    return frozenset(slot_of({"budget_id": each.budget_id, "window": each.window})[0] for each in charges)
+
+
 def _shown(answer: Any) -> str:
     if isinstance(answer, Admitted):
         return " ".join(("admitted", *(f"{each.budget_id}/{each.window}" for each in answer.charges)))
@@ -241,8 +267,11 @@ def _said(answer: Any) -> object:
 class SimLog:
     """`ports.EventLog` of one process. Partitions are read each at a pace of its own."""
 
-    def __init__(self, process: Process, network: Network, log: MemoryLog, rng: Random) -> None:
+    def __init__(
+        self, process: Process, network: Network, log: MemoryLog, rng: Random, absence: Absence | None = None
+    ) -> None:
         self._process = process
+        self._absence = absence
         self._network = network
         self._log = log
         self._rng = rng
@@ -262,6 +291,8 @@ class SimLog:
         at_once(self._log.publish(messages))
         for each in self._log.history[begin:]:
             self._network.trace(self._process.name, "published", each.place, each.offset, more=partial(told, each))
+        if self._absence is not None and self._absence.begins(self._process.name, self._log.history[begin:]):
+            self._network.loop.call_soon(self._network.loop.kill, self._process, context=self._network.context)
 
     async def create_topics(self, topics: Any) -> None:
         await self._carry("create topics", lambda: at_once(self._log.create_topics(topics)))

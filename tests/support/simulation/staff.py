@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ class Staff:
 
     def _process(self, name: str, skew: int, start: Callable[[], None]) -> Process:
         def again() -> None:
+            if self._world.absence.keep(name, partial(self._context.run, start)):
+                return
             self._world.loop.call_later(self._rng.uniform(0.01, 1.5), start, context=self._context)
 
         return self._world.loop.process(name, self._world.plan.skews_ms[skew], again)
@@ -76,7 +79,7 @@ class Staff:
         self._world.trace("started", process.name)
         outbox = MemoryOutbox(process, self._world.disks[number], self._world.plan.outbox_limit, self._world.trace)
         hot: Any = self._hot_of(process, self._world.plan.repeats_per_mille)
-        log = SimLog(process, self._world.network, self._world.log, self._rng_of(process))
+        log = SimLog(process, self._world.network, self._world.log, self._rng_of(process), self._world.absence)
 
         def begin() -> None:
             publisher = Publisher(outbox, log, on_published=lambda _: None, on_failure=lambda _: None)
@@ -116,6 +119,7 @@ class Staff:
             parts = Parts(log, hot, hot, ledger, self._world.log.places(*TOPICS))
             # Ids of their own: those of two processes must never be alike.
             parts.rebuilder._new_epoch = parts.backfiller._new_token = lambda: f"id-{seams.VirtualUlid()}"
+            self._note_what_waits(process, parts)
             patience = parts.patience
             if number < self._world.plan.folding:
                 await parts.fences.prepare(parts.places)
@@ -129,6 +133,21 @@ class Staff:
                 await or_end_process(fold)
 
         self._run(process, or_end_process(serve()), "fold")
+
+    def _note_what_waits(self, process: Process, parts: Parts) -> None:
+        """Takes down, should the process die, for which orgs it has put off to tell of thresholds."""
+        put_off, again, waiting = parts.thresholds._put_off, process.on_death, set[str]()
+
+        def putting_off(org: str, *rest: Any) -> None:
+            waiting.add(org)
+            put_off(org, *rest)
+
+        def died() -> None:
+            self._world.untold |= waiting
+            again()
+
+        parts.thresholds._put_off = putting_off  # type: ignore[method-assign]
+        process.on_death = died
 
     def start_reaper(self) -> None:
         """Starts a second reaper, beside the aggregators' own."""

@@ -18,8 +18,8 @@ from tests.support.checker import (
     check_offsets,
     check_parents,
     check_windows,
+    is_past,
     judge,
-    milliseconds,
     readable,
 )
 from tests.support.checker_answers import check_recorded, check_told
@@ -64,6 +64,7 @@ def sights(world: World) -> Counter[str]:
             seen["late settlement"] += event["transaction_id"] in ended
         if event["type"] == "spend.hold.expired.v1":
             ended.add(event["transaction_id"])
+    seen["absent"] = world.absence.is_over
     seen["backfilled"] = sum(len(world.at_rest.state(org).filled) for org in ORGS)
     seen["asked again"] = len(world.witness.repeats)
     seen["released"] = len(world.witness.released)
@@ -104,7 +105,7 @@ def _findings_of(world: World, verdict: Verdict, org: str, messages: list[Incomi
         configurations.limits(),
         loads,
         world.lost,
-        _unknown_to_the_log(world, verdict),
+        world.witness.resized,
         configurations.implied_slots,
         world.witness.folds[org],
     )
@@ -124,7 +125,8 @@ def _findings_of(world: World, verdict: Verdict, org: str, messages: list[Incomi
     implied = {slot: amount for slot, amount in configurations.implied(verdict).items() if counts(slot)}
     yield from (("P4", each) for each in check_figures(verdict, known, held, now_ms, implied, counts))
     alerts = [each for each in world.history if each.topic == ALERTS and each.key == org.encode()]
-    yield from (("BU-4", each) for each in configurations.check_alerts(alerts, spent, was_lost=bool(loads)))
+    was_lost = bool(loads) or org in world.untold
+    yield from (("BU-4", each) for each in configurations.check_alerts(alerts, spent, was_lost=was_lost))
     yield from (("P5", each) for each in _replayed(world, verdict, messages))
     yield from (("P6", each) for each in _rebuilt(state, world.rebuilt[org], now_ms, counts))
     yield from (("P10", each) for each in check_fences(messages, state.fences))
@@ -132,14 +134,6 @@ def _findings_of(world: World, verdict: Verdict, org: str, messages: list[Incomi
 
 def _is_let_through(call: Transaction) -> bool:
     return call.reservation is not None and "fail_open" in call.reservation["flags"]
-
-
-def _unknown_to_the_log(world: World, verdict: Verdict) -> set[str]:
-    """Calls whose hold was changed without an event of it, as when the answer was lost: the log says something else."""
-    told = {
-        (name, milliseconds(event["time"])) for name, each in verdict.transactions.items() for event in each.resized
-    }
-    return {name for name, at_ms in world.witness.resized if (name, at_ms) not in told}
 
 
 def figures(state: OrgState) -> Figures:
@@ -203,7 +197,7 @@ def _digest(state: OrgState, now_ms: int) -> Mapping[str, Mapping[Any, int]]:
         "spent": {
             slot: amount
             for slot, amount in spent.items()
-            if amount and not (slot[1].startswith("r:") and _has_left(slot[1], now_ms))
+            if amount and not (slot[1][:2] in ("r:", "c:") and _has_left(slot[1], now_ms))
         },
         "held": {slot: amount for slot, amount in held.items() if amount},
         "due": state.due,
@@ -212,6 +206,8 @@ def _digest(state: OrgState, now_ms: int) -> Mapping[str, Mapping[Any, int]]:
 
 
 def _has_left(window: str, now_ms: int) -> bool:
+    if window.startswith("c:"):
+        return is_past(window, now_ms)
     _, bucket_ms, count, bucket = window.split(":")
     return int(bucket) < now_ms // int(bucket_ms) - int(count)
 

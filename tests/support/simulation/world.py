@@ -24,10 +24,12 @@ from tests.support.gateway import CHAT_PATH
 from tests.support.history import TOPICS
 from tests.support.memory_log import MemoryLog
 from tests.support.simulation import seams
+from tests.support.simulation.absence import Absence
 from tests.support.simulation.backfills import add_new_budgets
 from tests.support.simulation.clients import Clients
 from tests.support.simulation.control import SimControl
 from tests.support.simulation.errands import Errands, add_errands
+from tests.support.simulation.growing import add_growing_children
 from tests.support.simulation.loop import Process, SimLoop
 from tests.support.simulation.network import LATEST_S, Network, at_once
 from tests.support.simulation.plan import EXPRESSION, MODEL, NEIGHBOUR, ORG, Call, Plan, draw
@@ -44,7 +46,7 @@ REST_S = 200
 class World:
     """One run. `problems` says what went wrong by which promise; `trace` tells everything that happened."""
 
-    def __init__(self, plan: Plan, errands: Errands, keep_trace: bool = False) -> None:
+    def __init__(self, plan: Plan, errands: Errands, keep_trace: bool = False, *, can_be_absent: bool = False) -> None:
         self.plan = plan
         self.errands = errands
         self.problems: list[tuple[str, str]] = []
@@ -70,6 +72,8 @@ class World:
         }
         # When the hot state has lost what it had taken in since when, by its own clock.
         self.lost: list[tuple[int, int]] = []
+        # Orgs of which a threshold may have gone untold, as an aggregator died that could not publish it.
+        self.untold: set[str] = set()
         self._calling: set[asyncio.Task[Any]] = set()
         self.troubles = Troubles(self)
         self.control = SimControl(self)
@@ -82,6 +86,7 @@ class World:
         self.at_rest = self.store
         self.history: list[Incoming] = []
         self.kills = 0
+        self.absence = Absence(plan.seed, plan.gateways, has_errands=bool(errands), is_possible=can_be_absent)
         self.rebuilt: dict[str, OrgState] = {}
 
     # ---- telling ----------------------------------------------------------------------------------------------------
@@ -145,6 +150,8 @@ class World:
         if clients is not None:
             await clients
         await self._rest()
+        if self.absence.is_on and not self.problems:
+            await self._come_back()
         await asyncio.sleep(1.5)  # for what is only told of
         self._look_for_errors()
         self.rest_ms, self.history = self.hot_ms(), list(self.log.history)
@@ -153,6 +160,14 @@ class World:
         if self.errands and not self.problems:
             self.at_rest = copy.deepcopy(self.store)
             await self._ask_all_again()
+
+    async def _come_back(self) -> None:
+        """A gateway that was away for hours publishes what it has on its disk, most of it for the second time."""
+        self.trace("away for", self.absence.seconds)
+        self.loop.skip(self.absence.seconds)
+        await asyncio.sleep(2.0)  # for those who slept
+        self.absence.end()
+        await self._rest()
 
     async def _ask_all_again(self) -> None:
         """What was answered once is answered so for ever: by whichever gateway, from beside the hot state or later from
@@ -244,11 +259,16 @@ class World:
                     self.problem("error", f"{task.get_name()} raised {task.exception()!r}")
 
     def _unrest(self) -> str | None:
-        waiting = [disk.producer for disk in self.disks if disk.rows]
+        names = [f"gateway{number}" for number in range(self.plan.gateways)]
+        waiting = [
+            disk.producer
+            for name, disk in zip(names, self.disks, strict=True)
+            if disk.rows and not self.absence.is_of(name)
+        ]
         if waiting:
             return f"outboxes of {waiting} are not empty"
         alive = {each.name for each in self.loop.processes}
-        if len(alive) < self.plan.gateways + self.plan.aggregators + 1:
+        if len(alive) < self.plan.gateways + self.plan.aggregators + 1 - self.absence.is_on:
             return "processes are away"
         if any(not task.done() and self._lives(task) for task in self._calling):
             return "calls are under way"
@@ -326,6 +346,9 @@ def simulate(
     if with_backfills:
         add_new_budgets(plan)
     has_errands = not (with_rollbacks or is_plain or with_backfills)
-    world = World(plan, add_errands(plan) if has_errands else Errands(), keep_trace)
+    errands = add_growing_children(plan) if has_errands else Errands()
+    if errands is None:
+        errands = add_errands(plan)
+    world = World(plan, errands, keep_trace, can_be_absent=has_errands)
     world.run()
     return world
