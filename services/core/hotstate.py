@@ -47,9 +47,9 @@ class Hold:
     `implied` are charges of budgets that were made after the call was admitted (`core.backfill`): an open hold is held
     against them as well. What it is spent on at its end is said by its ending alone; an ended hold has none.
 
-    `left` is what the call has held of budgets that let their parents pay when the hold was changed (BU-3). They hold
-    it on until that change, or the call's ending, is folded: whoever asked for the change may never hear of it, and the
-    call's cost is then charged to them all the same.
+    `left` is what a change of the hold would have freed: what budgets have held that let their parents pay since
+    (BU-3), and what a smaller hold holds less. It stays held until that change, or the call's ending, is folded:
+    whoever asked for the change may never hear of it, and the call may then cost what was held before, where it was.
     """
 
     amount_nano: int

@@ -3,7 +3,7 @@
 Twin of ``adapters/lua/reserve.lua``, ``resize.lua``, ``release.lua``, ``claim.lua`` and ``peek.lua``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -107,7 +107,8 @@ def resize(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer 
     What the hold is charged to without saying so (`Hold.implied`) holds the new amount as well, with room or without:
     its limit is not known here. Where a proposal names its budget anew, that proposal takes its place.
 
-    A budget that lets its parents pay from now on holds on what it has held (`Hold.left`).
+    What a budget has held that lets its parents pay from now on, and what a smaller hold would free, stays held: see
+    `Hold.left`.
     """
     if state.epoch is None:
         return Cold()
@@ -123,15 +124,14 @@ def resize(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer 
     before, implied = hold.amounts(), _still_implied(hold, proposals)
     for charge, amount_nano in before:
         add_held(state, charge, -amount_nano, now_ms)
-    before_nano = {_slot(charge.budget_id, parse_span(charge.window)): amount_nano for charge, amount_nano in before}
+    before_nano = _by_slot(before)
     kept, lacking = _choose(proposals, _standings(state, proposals, now_ms), request.amount_nano, before_nano)
     if lacking:
         refused = _refused(state, lacking, request.amount_nano, now_ms)
         for charge, amount_nano in before:
             add_held(state, charge, amount_nano, now_ms)
         return refused
-    out = [(each, before_nano.get(_slot(each.budget_id, each.span))) for each in proposals if each not in kept]
-    hold.left = tuple((each.charge(), amount_nano) for each, amount_nano in out if amount_nano is not None)
+    hold.left = tuple(_left(proposals, kept, request.amount_nano, before_nano))
     hold.charges, hold.implied, hold.amount_nano = tuple(each.charge() for each in kept), implied, request.amount_nano
     for charge, amount_nano in hold.amounts():
         add_held(state, charge, amount_nano, now_ms)
@@ -341,6 +341,27 @@ def _still_implied(hold: Hold, proposals: Sequence[Proposal]) -> tuple[Charge, .
     held = {_slot(each.budget_id, parse_span(each.window)) for each in hold.charges}
     anew = {each.budget_id for each in proposals if _slot(each.budget_id, each.span) not in held}
     return tuple(each for each in hold.implied if each.budget_id not in anew)
+
+
+def _by_slot(amounts: Iterable[tuple[Charge, int]]) -> dict[WindowSlot | RingSlot, int]:
+    found: dict[WindowSlot | RingSlot, int] = {}
+    for charge, amount_nano in amounts:
+        slot = _slot(charge.budget_id, parse_span(charge.window))
+        found[slot] = plus(found.get(slot, 0), amount_nano)
+    return found
+
+
+def _left(
+    proposals: Iterable[Proposal],
+    kept: Collection[Proposal],
+    amount_nano: int,
+    before_nano: Mapping[WindowSlot | RingSlot, int],
+) -> Iterator[tuple[Charge, int]]:
+    """What each proposal's budget holds on beside the new amount, of those that it is charged to."""
+    for each in proposals:
+        spare_nano = before_nano.get(_slot(each.budget_id, each.span), 0) - (amount_nano if each in kept else 0)
+        if spare_nano > 0:
+            yield each.charge(), spare_nano
 
 
 def _choose(

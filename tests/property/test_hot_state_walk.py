@@ -94,10 +94,15 @@ PLANTED = {
         "if hold[6] then",
         "if false then",
     ),
-    "a child that has left a hold is taken for one that holds as much as the hold": (
+    "what a change has left is forgotten by the next": (
         "resize",
-        "before[charge.key] = left_amounts[index]",
-        "before[charge.key] = old[2]",
+        "for index, charge in ipairs(old_left) do",
+        "for index, charge in ipairs({}) do",
+    ),
+    "a smaller hold frees the rest at once": (
+        "resize",
+        "or sum(before[key], negative(amount))",
+        "or '0'",
     ),
     "an ending that may be told again is forgotten within the hour": (
         "apply",

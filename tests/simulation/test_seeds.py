@@ -12,7 +12,8 @@ from tests.simulation.seeds import FOUND, FOUND_BY_BACKFILLS, FOUND_BY_ERRANDS, 
 from tests.support.simulation.verify import verify
 from tests.support.simulation.world import simulate, tidy
 
-SEEDS, PARTS = 2000, 10
+# Two thousand in all.
+SEEDS, PARTS = 1600, 8
 ROLLBACK_SEEDS = 300
 BACKFILL_SEEDS = 100
 # What every part of the runs has to show.

@@ -177,18 +177,17 @@ async def leave(twins: Twins, draw: Draw) -> None:
     open_holds = {name: hold for name in twins.recent() if (hold := twins.state.holds.get(name)) and hold.charges}
     if not open_holds:
         return
-    name = draw.one_of(sorted(open_holds))
-    hold, more_nano = open_holds[name], draw.number(1, 300)
+    reservation_id = draw.one_of(sorted(open_holds))
+    hold, more_nano = open_holds[reservation_id], draw.number(1, 300)
+    charges = {each.budget_id: each for each in (*(each for each, _ in hold.left), *hold.charges)}
+    rules = {each.budget_id: draw.one_of(("parent", "pass")) for each in hold.charges}
     proposals = tuple(
-        Proposal(
-            each.budget_id, each.scope, parse_span(each.window), draw.one_of((0, 100, 600)), draw.one_of(rules), True
-        )
-        for charges, rules in ((hold.charges, ("parent", "pass")), ([each for each, _ in hold.left], ("parent",)))
-        for each in charges
+        Proposal(name, each.scope, parse_span(each.window), draw.one_of((0, 100, 600)), rules.get(name, "parent"), True)
+        for name, each in charges.items()
     )
     amount_nano = min(hold.amount_nano + more_nano, MAX_FIGURE)
     asked = at_the_brim(twins, draw, amount_nano, proposals, hold.amount_nano)
-    await twins.resize(HoldRequest(ORG, name, amount_nano, asked, 900_000, "{}"))
+    await twins.resize(HoldRequest(ORG, reservation_id, amount_nano, asked, 900_000, "{}"))
 
 
 async def release(twins: Twins, draw: Draw) -> None:

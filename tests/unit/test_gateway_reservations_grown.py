@@ -98,7 +98,7 @@ async def test_what_is_said_is_implied_no_more_and_counts_once_when_it_ends(ther
         assert grown.status == 200
         amount_nano = resizes(there)[-1].held_nano
         assert {each["budget_id"] for each in grown.json()["charges"]} == {"bud_old", "bud_new"}
-        assert (held_by(there, "bud_old"), held_by(there, "bud_new")) == (amount_nano, amount_nano)
+        assert (held_by(there, "bud_old"), held_by(there, "bud_new")) == (5 * CENT, 5 * CENT), "not folded yet"
         if is_folded:
             fold(there, state)
             assert (held_by(there, "bud_old"), held_by(there, "bud_new")) == (amount_nano, amount_nano)

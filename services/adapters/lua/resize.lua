@@ -51,6 +51,15 @@ local function charge_of(at)
   return charge .. digits(math.floor(now / ARGV[at + 1])) .. '"]'
 end
 
+-- Amounts of any size, which a double does not have exactly. Only of a hold that shrinks, or has shrunk just now.
+local function sum(amount, other)
+  redis.call('HSET', KEYS[3], 'sum', amount)
+  add(KEYS[3], 'sum', other)
+  local added = redis.call('HGET', KEYS[3], 'sum')
+  redis.call('HDEL', KEYS[3], 'sum')
+  return added
+end
+
 -- The implied charges, but for those of a budget that is proposed in another window than it is held in; and their JSON.
 local function still_implied(implied, held)
   if #implied == 0 then
@@ -101,10 +110,10 @@ end
 local implied, implied_json = still_implied(old_implied, was_charged)
 for _, charge in ipairs(old_implied) do
   add_held(charge.key, charge.span, negative(old[2]), now)
-  before[charge.key] = old[2]
+  before[charge.key] = before[charge.key] and sum(before[charge.key], old[2]) or old[2]
 end
 for index, charge in ipairs(old_left) do
-  before[charge.key] = left_amounts[index]
+  before[charge.key] = before[charge.key] and sum(before[charge.key], left_amounts[index]) or left_amounts[index]
 end
 
 local refused = { 'refused', version, now }
@@ -122,8 +131,13 @@ for index = 5, #KEYS do
   end
   if not is_out[index] then
     charges[#charges + 1] = asked[index - 4]
-  elseif before[key] then
-    left[#left + 1] = string.sub(asked[index - 4], 1, -2) .. ',"' .. before[key] .. '"]'
+  end
+  local spare = before[key]
+  if spare and not is_out[index] then
+    spare = (grows or before[key] == amount) and '0' or sum(before[key], negative(amount))
+  end
+  if spare and spare ~= '0' then
+    left[#left + 1] = string.sub(asked[index - 4], 1, -2) .. ',"' .. spare .. '"]'
   end
 end
 if #refused > 3 then

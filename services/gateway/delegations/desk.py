@@ -16,6 +16,7 @@ from ulid import ULID
 from services.core import parts
 from services.core.codec_fields import format_time
 from services.core.events import CallFacts, Denial, Reservation, Settlement
+from services.core.hotstate import EXPIRY_PRODUCER
 from services.core.identity import DIMENSIONS
 from services.core.money import format_usd, parse_usd
 from services.core.ports import HotState, NotSentError, UnavailableError
@@ -133,12 +134,12 @@ class Desk:
             if error.code == OVERTAKEN:
                 raise await self._overtaken(held, once, error) from error
             if before is None:
-                self._holding.record(_nothing_spent(held, self._clock.now_ms()))
+                self._give_back(held)
             there = None if once is None else await self._made_before(caller, once)
             if there is None:
                 raise refused(error, "; nothing is held" if before is None else _STAYS_HELD) from error
             if before is not None and there.fields["reservation_id"] != before.transaction_id:
-                self._holding.record(_nothing_spent(before, self._clock.now_ms()))
+                self._give_back(before)
             return there
         except UnavailableError as error:
             raise await self._not_known(caller, held, carved, once, error) from error
@@ -170,9 +171,17 @@ class Desk:
     async def _give_up(self, caller: Caller, held: Reservation, carved: Carved, *, wait_s: float = 0.0) -> None:
         """Gives back what is held for a part whose key nobody will be told, and has control end it."""
         try:
-            self._holding.record(_nothing_spent(held, self._clock.now_ms()))
+            self._give_back(held)
         finally:
             await self._backing.lapse_soon(caller, carved.budget_id, wait_s=wait_s)
+
+    def _give_back(self, held: Reservation, ending: Settlement | None = None) -> None:
+        """Ends a hold of which nothing was spent. Raises `RefusedError` when that can't be recorded.
+
+        As the reaper ends it, too, when this gateway's record stays away for long: the two are one event.
+        """
+        ending = ending or _nothing_spent(held, self._clock.now_ms())
+        self._holding.record(ending, f"{EXPIRY_PRODUCER}{held.transaction_id}")
 
     async def _hold(
         self, caller: Caller, budget_id: str, body: DelegateBody, pins: Mapping[str, str], once: Once | None
@@ -212,7 +221,7 @@ class Desk:
             await quietly(self._history.carved(once.part_id, held))
             return away(f"control is away, and a part needs a key{_STAYS_HELD}")
         if isinstance(error, NotSentError):
-            self._holding.record(_nothing_spent(held, self._clock.now_ms()))
+            self._give_back(held)
         else:
             wait_s = _LAPSE_S if isinstance(error, asyncio.CancelledError) else 0.0
             await self._give_up(caller, held, carved, wait_s=wait_s)
@@ -226,7 +235,7 @@ class Desk:
         ending = _nothing_spent(held, self._clock.now_ms())
         if once is not None:
             await quietly(self._history.carved_in_vain(once.part_id, held, ending))
-        self._holding.record(ending)
+        self._give_back(held, ending)
         return away(f"{error}{_NOTHING_HELD}")
 
     async def find(self, caller: Caller, budget_id: str) -> Told:

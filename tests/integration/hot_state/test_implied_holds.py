@@ -209,7 +209,7 @@ async def test_a_budget_that_is_named_takes_its_place(rig: Rig) -> None:
     assert [each.held_nano for each in refused.exhausted] == [0, 0, 0], "without what it holds itself"
     assert await held(rig) == [100, 100, 100]
     assert isinstance(await resize(rig, 7, FIXED, PROPOSED_NEW, PROPOSED_NEWER), Admitted)
-    assert await held(rig) == [7, 7, 7]
+    assert await held(rig) == [100, 100, 100], "what it had stays held until that is folded"
     assert (await rig.state()).holds["txn_1"].implied == ()
 
 
@@ -222,7 +222,7 @@ async def test_a_charge_in_the_window_that_the_budget_had_leaves_it_where_it_is(
     assert (await rig.state()).windows[CHARGE.budget_id, "l"].held_nano == 60
     assert isinstance(await resize(rig, 50, proposal(100, CHARGE.budget_id, LifetimeSpan())), Admitted)
     state = await rig.state()
-    assert state.windows[CHARGE.budget_id, "l"].held_nano == 50
+    assert state.windows[CHARGE.budget_id, "l"].held_nano == 60, "what it had stays held until that is folded"
     assert state.windows[CHARGE.budget_id, CHARGE.window].held_nano == 0
     assert state.holds["txn_1"].implied == ()
 

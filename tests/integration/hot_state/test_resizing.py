@@ -46,14 +46,15 @@ async def spent(rig: Rig, *proposals: Proposal) -> list[int]:
 
 
 async def test_a_hold_grows_and_shrinks_in_every_budget_it_is_in(rig: Rig) -> None:
+    """What it holds less stays held until the log tells so: whoever made it smaller may not know that they have."""
     budgets = (proposal(100), proposal(90, "bud_2", RING))
     assert isinstance(await rig.hot.reserve(request_of(40, *budgets)), Admitted)
     await rig.turn_to(NOW_MS + 500)
     for amount_nano in (90, 10, 0, 55):
         answer = await resize(rig, amount_nano, *budgets)
         assert isinstance(answer, Admitted)
-        assert [each.held_nano for each in answer.standings] == [amount_nano] * 2
-        assert await held(rig, *budgets) == [amount_nano] * 2
+        assert [each.held_nano for each in answer.standings] == [90, 90]
+        assert await held(rig, *budgets) == [90, 90]
     assert answer.expires_at_ms == NOW_MS + 5_500
     state = await rig.state()
     assert state.holds["txn_1"] == Hold(
@@ -63,8 +64,13 @@ async def test_a_hold_grows_and_shrinks_in_every_budget_it_is_in(rig: Rig) -> No
         NOW_MS + 5_500,
         admitted_at_ms=NOW_MS,
         resized_at_ms=NOW_MS + 500,
+        left=tuple((each.charge(), 35) for each in budgets),
     )
     assert state.due == {"txn_1": NOW_MS + 5_500}
+    told = FoldStep("resize", 0, "gw_1", 1, "txn_1", 55, answer.charges, "{}", NOW_MS + 5_500, NOW_MS + 500)
+    await rig.hot.apply(ORG, PLACE_OF_HOLDS, [told], 1)
+    assert await held(rig, *budgets) == [55, 55]
+    assert (await rig.state()).holds["txn_1"].left == ()
 
 
 async def test_without_room_in_one_budget_nothing_changes_in_any(rig: Rig) -> None:
@@ -87,8 +93,18 @@ async def test_a_smaller_hold_is_taken_even_where_its_budget_is_over_full(rig: R
     answer = await resize(rig, 50, proposal(10))
     assert isinstance(answer, Admitted)
     assert isinstance(await resize(rig, 20, proposal(10)), Admitted)
-    assert isinstance(await resize(rig, 21, proposal(10)), Refused)
-    assert await held(rig, proposal(10)) == [20]
+    assert isinstance(await resize(rig, 21, proposal(10)), Admitted), "which it has held all the while"
+    assert isinstance(await resize(rig, 51, proposal(10)), Refused)
+    assert await held(rig, proposal(10)) == [50]
+
+
+async def test_amounts_that_no_double_has_are_made_smaller_exactly(rig: Rig) -> None:
+    large = 9 * 10**18
+    assert isinstance(await rig.hot.reserve(request_of(large + 1, proposal(2**63 - 1))), Admitted)
+    for amount_nano, left_nano in ((large, 1), (10**18 - 1, 8 * 10**18 + 2), (large + 1, 0)):
+        assert isinstance(await resize(rig, amount_nano, proposal(2**63 - 1)), Admitted)
+        assert await held(rig, proposal(2**63 - 1)) == [large + 1]
+        assert sum(nano for _, nano in (await rig.state()).holds["txn_1"].left) == left_nano
 
 
 async def test_what_is_no_open_hold_can_not_be_resized(rig: Rig) -> None:
@@ -295,8 +311,8 @@ async def test_whoever_does_not_know_that_a_child_has_left_changes_the_hold_as_i
     answer = await resize(rig, 40, *as_it_was)
     assert isinstance(answer, Admitted)
     assert answer.charges == (proposal(100).charge(), CHILD.charge())
-    assert await held(rig, proposal(100), CHILD) == [40, 40]
-    assert (await rig.state()).holds["txn_1"].left == ()
+    assert await held(rig, proposal(100), CHILD) == [60, 40]
+    assert (await rig.state()).holds["txn_1"].left == ((proposal(100).charge(), 20),)
 
 
 async def test_a_child_that_has_left_is_asked_again_for_all_or_let_go_of(rig: Rig) -> None:

@@ -130,7 +130,7 @@ class Clients:
             headers = (*headers, ("idempotency-key", deed.key))
         path = f"{RESERVATIONS}/{reservation_id}/{deed.kind}"
         asked = Asked(name, deed.kind, path, json.dumps(deed.body), deed.key)
-        await self._until_decided(asked, bearer, headers)
+        await self._until_decided(asked, bearer, headers, tries=deed.tries or _TRIES)
         if deed.kind != "extend" or deed.key is not None:
             await self._repeat(asked, bearer, headers, deed.repeats)
         if deed.kind == "settle" and self._rng.random() < 0.3:

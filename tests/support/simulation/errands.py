@@ -18,13 +18,17 @@ LARGER = 16
 
 @dataclass(frozen=True)
 class Deed:
-    """What is done to a reservation next: ``extend``, ``settle`` or ``release``, and how often it is asked again."""
+    """What is done to a reservation next: ``extend``, ``settle`` or ``release``, and how often it is asked again.
+
+    `tries`: how often its client asks until it is told; None: as often as others do.
+    """
 
     kind: str
     after_s: float
     body: dict[str, Any]
     key: str | None = None
     repeats: int = 0
+    tries: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Plans of children that are nearly full and fall back, with holds that grow past them while other calls come in."""
 
+from dataclasses import replace
 from random import Random
 
 from services.core.budgets import Budget
 from services.core.windows import CalendarWindow, LifetimeWindow, RollingWindow
-from tests.support.simulation.errands import Errands, new_errand
+from tests.support.simulation.errands import Deed, Errand, Errands, new_errand, usd
 from tests.support.simulation.plan import ORG, SESSIONS, Call, Plan
 
 # In how many seeds in a hundred.
@@ -49,7 +50,18 @@ def add_growing_children(plan: Plan) -> Errands | None:
     errands = Errands(afterwards_s=rng.choice((0, 0, 1_800)))
     for number in range(rng.choice((0, 1, 2, 3))):
         errands.reserving.append(new_errand(rng, f"growing-{number}", 2.0, limit_nano // 3))
+    for number in range(rng.choice((0, 0, 1, 2))):
+        errands.reserving.append(_shrinking(rng, new_errand(rng, f"shrinking-{number}", 2.0, limit_nano), limit_nano))
     return errands
+
+
+def _shrinking(rng: Random, errand: Errand, limit_nano: int) -> Errand:
+    """A reservation of much of the child that is made smaller by a client that asks once, and costs all it was told."""
+    amount_nano = limit_nano * rng.choice((5, 7, 9)) // 10
+    smaller = Deed("extend", rng.uniform(0, 0.3), {"amount_usd": usd(amount_nano // 8)}, tries=1)
+    settles = Deed("settle", rng.uniform(0.2, 1.0), {"cost_usd": usd(amount_nano)}, repeats=1)
+    body = {"amount_usd": usd(amount_nano), "vendor": "tavily"}
+    return replace(errand, user="ada", body=body, others_body=None, deeds=(smaller, settles))
 
 
 def _call(rng: Random, plan: Plan) -> Call:
