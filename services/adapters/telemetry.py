@@ -60,7 +60,9 @@ CIRCUIT_TRIPS = Counter(
 # Aggregator
 FOLDED = Counter("farthing_folded_events_total", "Events by what the fold did with them.", ["result"])
 FOLD_FENCE = Gauge("farthing_fold_next_offset", "Next offset the fold expects.", ["topic", "partition"])
-FOLD_ALARM = Gauge("farthing_fold_alarm", "1 while the fold has stopped with an alarm.", ["alarm"])
+FOLD_ALARM = Gauge(
+    "farthing_fold_alarm", "1 while an alarm is on: the fold has stopped, or an org is left out.", ["alarm"]
+)
 EXPIRED_HOLDS = Counter("farthing_expired_holds_total", "Holds ended by their expiry.")
 REBUILDS = Counter("farthing_rebuilds_total", "Orgs whose hot state was rebuilt.")
 

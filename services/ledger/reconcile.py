@@ -218,7 +218,10 @@ class Reconciler:
         snapshot = await self._directory.snapshot(org)
         if snapshot is None:
             raise HotStateUnavailableError(f"{org} has not been published to the hot state yet")
-        return decode_snapshot(snapshot).budgets
+        try:
+            return decode_snapshot(snapshot).budgets
+        except ValueError as error:
+            raise HotStateUnavailableError(f"what control has published of {org} can't be read: {error}") from error
 
     async def _level_progress(self) -> Progress:
         """Progress once ledger and fold have reached the log's end, or as it is when patience runs out."""

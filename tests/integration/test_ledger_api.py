@@ -670,6 +670,13 @@ async def test_what_calls_under_way_hold_without_saying_so_is_in_every_book(worl
     assert (await world.json("/v1/reconciliation"))["agree"] is True
 
 
+async def test_a_configuration_that_can_not_be_read_is_waited_out(world: World) -> None:
+    await some_calls(world)
+    await world.directory.publish_org("default", 13, b'{"org":"default"}', {}, [])
+    answer = await world.get("/v1/reconciliation")
+    assert (answer.status_code, answer.json()["error"]) == (503, "state_rebuilding")
+
+
 async def test_a_log_that_is_not_compared_is_said_so(world: World) -> None:
     await some_calls(world)
     assert (await world.json("/v1/reconciliation"))["log_compared"] is True
