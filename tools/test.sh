@@ -15,7 +15,8 @@ done
 # Fourteen processes under a thousand calls at once leave nothing for others.
 alone=tests/chaos/test_rounds.py
 # The longest modules, so that the last to end is a short one.
-first="tests/chaos/test_kills.py tests/simulation tests/integration/test_aggregator_faust.py tests/contract"
+first="tests/simulation/test_seeds.py tests/chaos/test_kills.py tests/integration/test_aggregator_faust.py
+    tests/property/test_hot_state_walk.py tests/contract"
 
 # Exit code 5 says that nothing was selected, which is no failure while the other half has something.
 run() {

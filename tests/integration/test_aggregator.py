@@ -101,35 +101,37 @@ async def test_an_org_that_can_not_be_read_ends_nobody(rig: Rig, aggregator: Agg
     await rig.publish_org("sick")
     await rig.until_warm("sick")
     charge = Proposal("bud_1", "org:sick", parse_span("l"), 10**12)
+    assert await rig.directory.publish_org("sick", 2, b'{"version": 2, "budgets": [{"new": 1}]}', {}, ())
     for org in ("sick", "default"):
         facts = encode_facts((await rig.caller(org)).facts)
         await rig.hot.reserve(HoldRequest(org, f"txn_{org}", 1000, (charge,), 1, facts))
-    assert await rig.directory.publish_org("sick", 2, b'{"version": 2, "budgets": [{"new": 1}]}', {}, ())
     alarm = 'farthing_fold_alarm{alarm="unreadable_snapshot:sick"}'
-    for process in (aggregator, rig.station.spawn()):
+    try:
+        for process in (aggregator, rig.station.spawn()):
 
-        async def is_told(process: AggregatorProcess = process) -> bool:
-            with contextlib.suppress(StopIteration):  # there is no such metric yet
-                return "snapshot_unreadable" in process.events() and process.metric(alarm) == 1.0
-            return False
+            async def is_told(process: AggregatorProcess = process) -> bool:
+                with contextlib.suppress(StopIteration):  # there is no such metric yet
+                    return "snapshot_unreadable" in process.events() and process.metric(alarm) == 1.0
+                return False
 
-        await rig.until(is_told, lambda: "the alarm is raised", 20)
-    await traffic(rig, 30)
-    await rig.publish((await rig.caller("sick", "gw_9")).settlement("txn_9"))
-    await rig.until_folded()
-    ended = [decode(each.value).event for each in await rig.messages()]
-    assert {each.transaction_id for each in ended if isinstance(each, Expiry)} >= {"txn_default"}
-    assert "txn_sick" not in {each.transaction_id for each in ended}
-    for process in (aggregator, rig.station.running()):
-        assert process.is_running()
-        assert process.events().count("snapshot_unreadable") == 1
-    await rig.publish_org("sick", 3)
+            await rig.until(is_told, lambda: "the alarm is raised", 20)
+        await traffic(rig, 30)
+        await rig.publish((await rig.caller("sick", "gw_9")).settlement("txn_9"))
+        await rig.until_folded()
+        ended = [decode(each.value).event for each in await rig.messages()]
+        assert {each.transaction_id for each in ended if isinstance(each, Expiry)} >= {"txn_default"}
+        assert "txn_sick" not in {each.transaction_id for each in ended}
+        for process in (aggregator, rig.station.running()):
+            assert process.is_running()
+            assert process.events().count("snapshot_unreadable") == 1
+        await rig.publish_org("sick", 3)
 
-    async def is_cleared() -> bool:
-        return not await rig.hot.alarms() and rig.station.running().metric(alarm) == 0.0
+        async def is_cleared() -> bool:
+            return not await rig.hot.alarms() and rig.station.running().metric(alarm) == 0.0
 
-    await rig.until(is_cleared, lambda: "the alarm is cleared", 20)
-    await aggregator.kill()
+        await rig.until(is_cleared, lambda: "the alarm is cleared", 20)
+    finally:
+        await aggregator.kill()  # those after this have one
 
 
 async def test_a_settlement_is_spent_within_a_quarter_of_a_second(rig: Rig, aggregator: AggregatorProcess) -> None:

@@ -199,4 +199,6 @@ async def test_a_call_that_goes_to_another_vendor_takes_its_hold_to_that_vendors
     assert rig.vendors.asked[-1].startswith("https://other.test")
     (resized,) = (each for each in recorded(rig.outbox) if isinstance(each, HoldResized))
     assert [each.budget_id for each in resized.charges] == ["bud_org", "bud_other"]
-    assert await rig.held() == {"bud_org": resized.held_nano, "bud_other": resized.held_nano}
+    (first,) = (each for each in recorded(rig.outbox) if isinstance(each, Reservation))
+    # What the move holds less in the org's is free when it is folded, which nobody does here.
+    assert await rig.held() == {"bud_org": max(first.held_nano, resized.held_nano), "bud_other": resized.held_nano}

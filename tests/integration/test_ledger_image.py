@@ -121,18 +121,20 @@ async def test_a_hot_state_with_resized_holds_is_rebuilt_as_it_was(ledger_store:
         held = replace(reservation(name, *answer.charges), held_nano=held_nano, expires_at_ms=answer.expires_at_ms)
         await recorder.record(held, 0)
     await turn_clock(connection, NOW_MS + 1_500)
+    events: list[Event] = []
     for name, held_nano in (("larger", 1_100), ("smaller", 20), ("settled", 500)):
         asked = HoldRequest("default", name, held_nano, proposals, 900_000, encode_facts(RESIZED.facts))
         moved = await hot.resize(asked)
         assert isinstance(moved, Admitted)
-        await recorder.record(
-            HoldResized(name, moved.now_ms, RESIZED.facts, held_nano, moved.charges, moved.expires_at_ms), 0
-        )
-    ending = replace(settlement("settled", *moved.charges), cost_nano=33)
-    await recorder.record(ending, 0)
-    step = step_of(Stamped(ending, "gw_1", 1), 0)
-    assert step is not None
-    await hot.apply("default", TopicPartition(ending.TOPIC, 0), [step], 1)
+        change = HoldResized(name, moved.now_ms, RESIZED.facts, held_nano, moved.charges, moved.expires_at_ms)
+        await recorder.record(change, 0)
+        events.append(change)
+    events.append(replace(settlement("settled", *moved.charges), cost_nano=33))
+    await recorder.record(events[-1], 0)
+    for number, event in enumerate(events):
+        step = step_of(Stamped(event, "gw_1", number + 1), number)
+        assert step is not None
+        await hot.apply("default", TopicPartition("t", 0), [step], number + 1)
     before = await read_state(connection, "default")
 
     image = (await org_image(ledger_store, "default", NOW_MS + 1_500)).image
