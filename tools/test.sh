@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs the tests: tools/test.sh [PYTEST ARGUMENTS…]
 #
-# They go over three processes, module by module, each process with engines of its own: on two cores, while one waits for
-# its engines. The rounds of chaos come alone after them. Arguments that name tests run just these.
+# They go over two processes, module by module, each process with engines of its own; the rounds of chaos come alone
+# after them. Arguments that name tests run just these.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -28,6 +28,6 @@ run() {
 
 empty=0
 # shellcheck disable=SC2086
-run --numprocesses 3 --dist loadscope --no-loadscope-reorder $first tests/integration tests --ignore=$alone "$@"
+run --numprocesses 2 --dist loadscope --no-loadscope-reorder $first tests/integration tests --ignore=$alone "$@"
 run $alone "$@"
 [ "$empty" -lt 2 ] || exit 5

@@ -138,9 +138,19 @@ class ValkeyCluster:
 
 
 def wait_for(condition: Any, timeout_s: float = _READY_TIMEOUT_S) -> None:
-    """Returns as soon as `condition()` holds; raises `TimeoutError` when it does not in time."""
+    """Returns as soon as `condition()` holds; raises `TimeoutError` when it does not in time.
+
+    A server that changes its role breaks off its connections: what is asked then does not hold yet.
+    """
     deadline = time.monotonic() + timeout_s
-    while not condition():
+
+    def holds() -> Any:
+        try:
+            return condition()
+        except ConnectionError:
+            return False
+
+    while not holds():
         if time.monotonic() > deadline:
             raise TimeoutError("it did not come to be in time")
         time.sleep(0.02)
