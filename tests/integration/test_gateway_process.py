@@ -177,20 +177,26 @@ async def test_it_serves_publishes_and_ends_cleanly(
     assert "Traceback" not in text
 
 
-async def test_a_call_in_flight_at_sigterm_gets_its_answer(
-    gateway: GatewayProcess, key: str, log_valkey: ValkeyServer, openai_vendor: StandInVendor
-) -> None:
-    openai_vendor.answer_with(Answer((b'{"usage":{"prompt_tokens":1,"completion_tokens":1}}',), delay_s=1.0))
+async def call_and_terminate(gateway: GatewayProcess, key: str, vendor: StandInVendor) -> int:
+    """The status of a call whose vendor has it when the gateway is told to end, which it then does."""
     gateway.start()
     gateway.wait_ready()
     async with httpx.AsyncClient(timeout=20) as client:
         headers = {"authorization": f"Bearer {key}"}
         calling = asyncio.create_task(client.post(gateway.url + "/v1/chat/completions", json=BODY, headers=headers))
-        await until(lambda: openai_vendor.requests)
+        await until(lambda: vendor.requests)
         assert gateway.process is not None
         gateway.process.send_signal(signal.SIGTERM)
-        assert (await calling).status_code == 200
+        status = (await calling).status_code
     assert gateway.process.wait(15) == 0
+    return status
+
+
+async def test_a_call_in_flight_at_sigterm_gets_its_answer(
+    gateway: GatewayProcess, key: str, log_valkey: ValkeyServer, openai_vendor: StandInVendor
+) -> None:
+    openai_vendor.answer_with(Answer((b'{"usage":{"prompt_tokens":1,"completion_tokens":1}}',), delay_s=1.0))
+    assert await call_and_terminate(gateway, key, openai_vendor) == 200
     assert len(await published(log_valkey.url, 2)) == 2
 
 
@@ -198,16 +204,7 @@ async def test_a_call_whose_vendor_has_not_answered_when_it_ends_is_settled_at_i
     gateway: GatewayProcess, key: str, log_valkey: ValkeyServer, openai_vendor: StandInVendor
 ) -> None:
     openai_vendor.answer_with(Answer((b"{}",), delay_s=8.0))
-    gateway.start()
-    gateway.wait_ready()
-    async with httpx.AsyncClient(timeout=20) as client:
-        headers = {"authorization": f"Bearer {key}"}
-        calling = asyncio.create_task(client.post(gateway.url + "/v1/chat/completions", json=BODY, headers=headers))
-        await until(lambda: openai_vendor.requests)
-        assert gateway.process is not None
-        gateway.process.send_signal(signal.SIGTERM)
-        assert (await calling).status_code == 500
-    assert gateway.process.wait(15) == 0
+    assert await call_and_terminate(gateway, key, openai_vendor) == 500
     events = [decode(message.value).event for message in await published(log_valkey.url, 2)]
     (settlement,) = (event for event in events if isinstance(event, Settlement))
     assert (settlement.outcome, settlement.usage_source, settlement.http_status) == ("partial", "estimated", 500)

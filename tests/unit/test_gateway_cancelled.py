@@ -120,9 +120,8 @@ async def test_between_two_tries_no_vendor_is_at_work(
     assert (there.settlement().outcome, there.settlement().cost_nano) == ("vendor_error", 0)
 
 
-async def test_of_several_tries_the_last_one_counts(there: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "RETRY_PAUSES_S", (0.0, 0.0))
-    there.answer(ScriptedAnswer([b"down"], 503), ScriptedAnswer([asyncio.Event()]))
+def at_work_from_the_second_on(there: World, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """The vendor answers the first request alone, and is at work on the next for ever; set once it is."""
     send, second = there.vendor.send, asyncio.Event()
 
     async def at_work(request: VendorRequest) -> ScriptedAnswer:
@@ -132,6 +131,13 @@ async def test_of_several_tries_the_last_one_counts(there: World, monkeypatch: p
         return await send(request)
 
     monkeypatch.setattr(there.vendor, "send", at_work)
+    return second
+
+
+async def test_of_several_tries_the_last_one_counts(there: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "RETRY_PAUSES_S", (0.0, 0.0))
+    there.answer(ScriptedAnswer([b"down"], 503), ScriptedAnswer([asyncio.Event()]))
+    second = at_work_from_the_second_on(there, monkeypatch)
     await cancel(calling(there), second.wait())
     settlement = there.settlement()
     assert [each.outcome for each in settlement.attempts] == ["failed", "broke_off"]
@@ -162,15 +168,7 @@ async def test_a_call_on_its_way_to_another_vendor_costs_nothing(
 
 async def test_a_call_at_another_vendor_is_settled_as_that_ones(there: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await with_fallback(there, monkeypatch)
-    send, second = there.vendor.send, asyncio.Event()
-
-    async def at_work(request: VendorRequest) -> ScriptedAnswer:
-        if there.vendor.requests:
-            second.set()
-            await asyncio.Event().wait()
-        return await send(request)
-
-    monkeypatch.setattr(there.vendor, "send", at_work)
+    second = at_work_from_the_second_on(there, monkeypatch)
     await cancel(calling(there), second.wait())
     resized = next(each for each in there.events() if isinstance(each, HoldResized))
     settlement = there.settlement()
