@@ -129,7 +129,7 @@ async def test_a_paused_server_is_left_alone_and_the_gateway_says_so(services: O
         assert metric(services, f"farthing_hot_state_circuit_open{where}") == 1
         began_s = time.monotonic()
         assert [services.call().status_code for _ in range(5)] == [503] * 5
-        assert time.monotonic() - began_s < 5
+        assert time.monotonic() - began_s < 8, "each would wait two seconds for an answer"
     finally:
         server.resume()
     services.until_served()

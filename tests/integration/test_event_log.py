@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -24,11 +24,11 @@ from services.core.ports import (
     UnavailableError,
 )
 from tests.support.kafka import KafkaBroker
+from tests.support.patience import patiently
 from tests.support.valkey import ValkeyServer
 
 PARTITIONS = 4
 HOUR_MS = 3_600_000
-T = TypeVar("T")
 _numbers = count()
 
 
@@ -309,16 +309,6 @@ async def until(holds: Callable[[], Awaitable[bool] | bool], seconds: float = 30
             if await answer if isinstance(answer, Awaitable) else answer:
                 return
             await asyncio.sleep(0.02)
-
-
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """The answer of a call that is made again until the engine is there, as our services do."""
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                return await call()
-            except UnavailableError:
-                await asyncio.sleep(0.05)
 
 
 async def test_a_frozen_engine_is_unavailable_and_then_recovers(

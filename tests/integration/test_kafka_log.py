@@ -11,6 +11,7 @@ from services.adapters.kafka import KafkaLog
 from services.adapters.topics import load_topics
 from services.core.ports import Outgoing, TopicDeclaration, TopicPartition, UnavailableError
 from tests.support.kafka import KafkaBroker
+from tests.support.patience import patiently
 from tests.support.valkey import free_port
 
 PLACE = TopicPartition("test.moves", 0)
@@ -60,17 +61,8 @@ async def test_a_producer_whose_brokers_have_moved_is_replaced(tmp_path: Path) -
             await log.publish([Outgoing(PLACE.topic, b"org", b"1")])
         broker.port = second_port
         await asyncio.to_thread(broker.start)
-        async with asyncio.timeout(30):
-            await publish_patiently(log, [Outgoing(PLACE.topic, b"org", b"1")])
+        await patiently(lambda: log.publish([Outgoing(PLACE.topic, b"org", b"1")]))
         assert (await log.end_offsets([PLACE]))[PLACE] >= 2
     finally:
         await log.close()
         await asyncio.to_thread(broker.stop)
-
-
-async def publish_patiently(log: KafkaLog, messages: list[Outgoing]) -> None:
-    while True:
-        try:
-            return await log.publish(messages)
-        except UnavailableError:
-            await asyncio.sleep(0.1)

@@ -5,6 +5,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from services.adapters.secrets import Secrets, load_master_key
 from services.core.ports import EventLog, Incoming, TopicPartition
 from tests.support.checker import Verdict, judge, nano
 from tests.support.cluster import Cluster
+from tests.support.patience import patiently
 
 SOURCES = ("spend.reservations.v1", "spend.settlements.v1", "spend.decisions.v1")
 FOLDED = SOURCES[:2]
@@ -87,8 +89,8 @@ async def settle_down(cluster: Cluster, log: EventLog, gateways: Iterable[str], 
     state: object = None
     while time.monotonic() < deadline:
         waiting = {name: outbox_rows(cluster.directory / f"{name}.outbox.sqlite") for name in gateways}
-        places = await places_of(log)
-        ends = await log.end_offsets(places)
+        places = await patiently(lambda: places_of(log))
+        ends = await patiently(partial(log.end_offsets, places))
         with redis.Redis.from_url(cluster.redis_url, decode_responses=True) as client:
             due = client.zcard(f"{ORG}:hx")
             fold = {
