@@ -1,5 +1,5 @@
 # `make up` needs Python 3.11 or newer; `make test` needs Java 17, Maven and Node 20 too, and installs what it may.
-.PHONY: up test explore soak lint lock format bench bench-readers
+.PHONY: up test engines style types imports explore soak lint lock format bench bench-readers
 
 # Farthing on this machine: make up ARGS="--port 18080 --data-dir ./elsewhere"
 up:
@@ -7,10 +7,14 @@ up:
 	@exec .venv/bin/farthing up $(ARGS)
 
 # Every check and every test; make test ARGS="-k budgets" for some.
-test: lint
+test:
+	@tools/setup.sh dev
+	@$(MAKE) --no-print-directory --jobs=3 style types imports engines
+	@tools/test.sh $(ARGS)
+
+engines:
 	@tools/fetch_kafka.sh
 	@tools/setup_clients.sh
-	@tools/test.sh $(ARGS)
 
 # The properties on examples that no run had before, over and over; what fails prints how to have it again: make explore ROUNDS=20
 explore:
@@ -27,9 +31,16 @@ soak:
 
 lint:
 	@tools/setup.sh dev
+	@$(MAKE) --no-print-directory --jobs=2 style types imports
+
+style:
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
+
+types:
 	@.venv/bin/mypy
+
+imports:
 	@.venv/bin/lint-imports
 
 format:
