@@ -13,6 +13,7 @@ from services.core.budgets import Charge, Proposal
 from services.core.hotstate import (
     CLAIM_MS,
     CLOCK_MARGIN_MS,
+    CORRECTION_MS,
     EXPIRY_PRODUCER,
     MAX_FIGURE,
     SESSION_IDLE_MS,
@@ -46,7 +47,7 @@ _HEAD: Final = (
     "#!lua\n"
     f"local MAX_FIGURE, EXPIRY_PRODUCER = '{MAX_FIGURE}', '{EXPIRY_PRODUCER}'\n"
     f"local WINDOW_GRACE_MS, TOMBSTONE_MS, CLAIM_MS = {WINDOW_GRACE_MS}, {TOMBSTONE_MS}, {CLAIM_MS}\n"
-    f"local CLOCK_MARGIN_MS, SESSION_IDLE_MS = {CLOCK_MARGIN_MS}, {SESSION_IDLE_MS}\n"
+    f"local CLOCK_MARGIN_MS, SESSION_IDLE_MS, CORRECTION_MS = {CLOCK_MARGIN_MS}, {SESSION_IDLE_MS}, {CORRECTION_MS}\n"
 )
 _CHARGE_END: Final = '"]'
 

@@ -14,6 +14,7 @@ from services.core.codec import encode_facts
 from services.core.events import Denial, Expiry, HoldResized, Reservation, Settlement, Stamped
 from services.core.hotstate import (
     CLOCK_MARGIN_MS,
+    CORRECTION_MS,
     EXPIRY_PRODUCER,
     TOMBSTONE_MS,
     Applied,
@@ -94,7 +95,7 @@ def apply(
         if not step.producer.startswith(EXPIRY_PRODUCER):
             state.producers[producer] = step.sequence
             state.silent.pop(producer, None)
-        before = _ending_of(state, step) if step.implied and step.kind in ("settle", "expire") else None
+        before = _ending_of(state, step, now_ms) if step.implied and step.kind in ("settle", "expire") else None
         may_end_again = _apply_step(state, step, now_ms)
         if before is not None:
             _apply_implied(state, step, *before, may_end_again, now_ms)
@@ -121,7 +122,7 @@ def load(state: OrgState, image: OrgImage, epoch: str, now_ms: int) -> bool:
         else:
             hold.context = ""
             if hold.forget_at_ms is None:
-                hold.forget_at_ms = _forget_at_ms(hold.charges, hold.phase == "expired", now_ms)
+                hold.forget_at_ms = _forget_at_ms(hold.charges, hold.phase, hold.phase == "expired", now_ms)
     state.fences = dict(image.fences)
     state.producers, state.silent = lasting_producers(image.producers), {}
     state.filled = dict(image.filled)
@@ -230,22 +231,37 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> bool:
     # What a producer of one event publishes again, no sequence tells from the first.
     is_told_again = step.producer.startswith(EXPIRY_PRODUCER)
     may_end_again = was_claimed or is_told_again or step.kind == "expire" or hold.phase == "expired"
+    phase: HoldPhase = "settled" if step.kind == "settle" else "expired"
     state.holds[step.reservation_id] = replace(
         hold,
         charges=step.charges,
         context="",
         implied=(),
         left=(),
-        phase="settled" if step.kind == "settle" else "expired",
+        phase=phase,
         booked_nano=step.amount_nano,
-        forget_at_ms=_forget_at_ms((*hold.charges, *step.charges), may_end_again, now_ms),
+        forget_at_ms=_forget_at_ms((*hold.charges, *step.charges), phase, may_end_again, now_ms),
     )
     return may_end_again
 
 
-def _ending_of(state: OrgState, step: FoldStep) -> tuple[HoldPhase, int]:
+def _ending_of(state: OrgState, step: FoldStep, now_ms: int) -> tuple[HoldPhase, int]:
+    """How a step's hold has ended, and what that has booked; ``"held"`` when it has not."""
     hold = state.holds.get(step.reservation_id)
-    return ("held", 0) if hold is None else (hold.phase, hold.booked_nano)
+    if hold is not None:
+        return hold.phase, hold.booked_nano
+    return ("settled" if _was_forgotten(step, now_ms) else "held"), 0
+
+
+def _was_forgotten(step: FoldStep, now_ms: int) -> bool:
+    """Whether an ending of an unknown hold is one that was told before, as what a producer of one event publishes again
+    when it comes back after days: ended holds are remembered until their own charges change nothing any more. Budgets
+    that were made since have the first ending in their past."""
+    return (
+        step.producer.startswith(EXPIRY_PRODUCER)
+        and bool(step.charges)
+        and all(counts_until_ms(parse_span(each.window), now_ms) <= now_ms for each in step.charges)
+    )
 
 
 def _apply_implied(
@@ -260,7 +276,7 @@ def _apply_implied(
         _add_spent(state, charge, -booked_nano, now_ms)
     hold = state.holds[step.reservation_id]
     if may_end_again and hold.forget_at_ms is not None:
-        hold.forget_at_ms = max(hold.forget_at_ms, _forget_at_ms(step.implied, True, now_ms))
+        hold.forget_at_ms = max(hold.forget_at_ms, _forget_at_ms(step.implied, hold.phase, True, now_ms))
 
 
 def _spent_in(state: OrgState, charge: Charge, now_ms: int) -> int:
@@ -309,14 +325,16 @@ def _start(state: OrgState, name: str, hold: Hold, now_ms: int) -> None:
         add_held(state, charge, amount_nano, now_ms)
 
 
-def _forget_at_ms(charges: Sequence[Charge], may_end_again: bool, now_ms: int) -> int:
+def _forget_at_ms(charges: Sequence[Charge], phase: HoldPhase, may_end_again: bool, now_ms: int) -> int:
     """When an ended hold may be forgotten.
 
     One that a reaper has had may have a second ending on its way, by however slow a road. It is remembered for as long
     as that could change any figure, or an outbox that comes back after a day would count the call twice.
     """
     counts_until = [counts_until_ms(parse_span(each.window), now_ms) for each in charges] if may_end_again else []
-    return max([now_ms + TOMBSTONE_MS, *counts_until])
+    # Without a charge no window says for how long a budget that is made later may have it twice.
+    is_kept = phase == "expired" or (may_end_again and not charges)
+    return max([now_ms + (CORRECTION_MS if is_kept else TOMBSTONE_MS), *counts_until])
 
 
 def _add_spent(state: OrgState, charge: Charge, delta_nano: int, now_ms: int) -> None:

@@ -11,7 +11,8 @@ The JSON of ``GET /internal/v1/orgs/{org}/image``, amounts as strings because th
 
 `spent` has the windows that can still be alive: of those without an end, all lifetimes, and the sessions that something
 of has ended of late (`SESSION_IDLE_MS`). `holds` are the open ones, those recorded as ended of late, and those
-that expired while their windows are alive: an event that is still to come must find them ended. All of it is as of
+that expired of late (`CORRECTION_MS`) or while their windows are alive: an event that is still to come must find them
+ended. All of it is as of
 `next_offsets`, exclusive. What is so old that no window can be alive for it any more is not looked at.
 """
 
@@ -24,6 +25,7 @@ from services.core.codec import charges_fields, decode
 from services.core.events import Denial, Expiry, HoldResized, Reservation, Settlement
 from services.core.fold import step_of
 from services.core.hotstate import (
+    CORRECTION_MS,
     EXPIRY_PRODUCER,
     SESSION_IDLE_MS,
     TOMBSTONE_MS,
@@ -53,6 +55,7 @@ _ENDING_ORDER: Final = "(type = {expiry:String}, partition, offset)"
 # What is held is what was said of it last; a reservation comes before every change.
 _SIZE_ORDER: Final = "(type = {resized:String}, time, partition, offset)"
 _ENDED_SINCE: Final = "fromUnixTimestamp64Milli({ended_since_ms:Int64}, 'UTC')"
+_CORRECTED_SINCE: Final = "fromUnixTimestamp64Milli({corrected_since_ms:Int64}, 'UTC')"
 _IDLE_SINCE: Final = "fromUnixTimestamp64Milli({idle_since_ms:Int64}, 'UTC')"
 # By event time, which the table is partitioned by. An event before it belongs to a call with no window alive.
 _SINCE: Final = "time >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')"
@@ -138,6 +141,8 @@ FROM (
 )
 GROUP BY transaction_id
 HAVING maxIf(recorded_at, is_ending) >= {_ENDED_SINCE}
+    OR ((ended_by = {{expiry:String}} OR (may_end_again AND empty(windows)))
+        AND maxIf(recorded_at, is_ending) >= {_CORRECTED_SINCE})
     OR arrayExists(part -> {_alive("part")}, arrayMap(window -> splitByChar(':', window), windows))
     OR (arrayExists(window -> {_endless("window")}, windows) AND maxIf(recorded_at, is_ending) >= {_IDLE_SINCE})
 """  # noqa: S608
@@ -166,6 +171,7 @@ async def org_image(store: LedgerStore, org: str, now_ms: int) -> LedgerImage:
         "grace_ms": WINDOW_GRACE_MS,
         "now_ms": now_ms - CLOCK_SLACK_MS,
         "ended_since_ms": now_ms - CLOCK_SLACK_MS - TOMBSTONE_MS,
+        "corrected_since_ms": now_ms - CLOCK_SLACK_MS - CORRECTION_MS,
         "idle_since_ms": now_ms - CLOCK_SLACK_MS - SESSION_IDLE_MS,
         "since_ms": since_ms,
         "calls_since_ms": since_ms - EVENT_SLACK_MS,
@@ -268,6 +274,7 @@ def _ended_hold(row: Mapping[str, Any], now_ms: int) -> Hold:
     # One that a reaper has had, or that a producer of one event has ended, may be told a second ending of; `core.fold`
     # remembers it as long as that matters.
     until_ms = [counts_until_ms(parse_span(each), now_ms) for each in row["windows"]] if row["may_end_again"] else []
+    is_kept = phase == "expired" or (row["may_end_again"] and not row["windows"])
     return Hold(
         row["hold_nano"],
         charges,
@@ -276,6 +283,6 @@ def _ended_hold(row: Mapping[str, Any], now_ms: int) -> Hold:
         phase,
         booked_nano=row["amount_nano"],
         admitted_at_ms=row["admitted_at_ms"],
-        forget_at_ms=max([now_ms + TOMBSTONE_MS, *until_ms]),
+        forget_at_ms=max([now_ms + (CORRECTION_MS if is_kept else TOMBSTONE_MS), *until_ms]),
         resized_at_ms=row["resized_at_ms"],
     )

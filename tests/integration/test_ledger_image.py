@@ -14,7 +14,15 @@ from services.core.codec import decode, encode_facts, to_message
 from services.core.codec_fields import format_time
 from services.core.events import Event, Expiry, HoldResized, Reservation, Settlement, Stamped
 from services.core.fold import step_of
-from services.core.hotstate import EXPIRY_PRODUCER, SESSION_IDLE_MS, TOMBSTONE_MS, Admitted, HoldRequest, OrgImage
+from services.core.hotstate import (
+    CORRECTION_MS,
+    EXPIRY_PRODUCER,
+    SESSION_IDLE_MS,
+    TOMBSTONE_MS,
+    Admitted,
+    HoldRequest,
+    OrgImage,
+)
 from services.core.ports import Incoming, Query, TopicPartition
 from services.core.windows import MAX_ROLLING_MS, CalendarSpan, CalendarWindow, RollingSpan, RollingWindow, span_at
 from services.ledger import image as image_module
@@ -66,19 +74,25 @@ def expiry(name: str, *charges: Charge, at_ms: int = NOW_MS) -> Expiry:
 
 async def test_ends_are_remembered_as_long_as_another_event_could_come(ledger_store: ClickHouse) -> None:
     recorder = Recorder(ledger_store)
-    for name in ("just_settled", "long_settled", "long_expired", "expired_and_gone", "corrected", "open"):
+    gone = ("ended_and_gone", "expired_and_gone", "expired_long_ago_and_gone")
+    for name in ("just_settled", "long_settled", "long_expired", *gone, "corrected", "open"):
         await recorder.record(reservation(name, GONE if "gone" in name else ALIVE), LONG_MS)
     await recorder.record(settlement("just_settled", ALIVE), 0)
     await recorder.record(settlement("long_settled", ALIVE), LONG_MS)
     await recorder.record(expiry("long_expired", ALIVE), LONG_MS)
-    await recorder.record(expiry("expired_and_gone", GONE), LONG_MS)
+    await recorder.record(settlement("ended_and_gone", GONE), LONG_MS, is_one_shot=True)
+    await recorder.record(settlement("charged_to_nothing"), LONG_MS, is_one_shot=True)
+    await recorder.record(expiry("expired_and_gone", GONE), CORRECTION_MS - 60_000)
+    await recorder.record(expiry("expired_long_ago_and_gone", GONE), CORRECTION_MS + CLOCK_SLACK_MS + 60_000)
     await recorder.record(expiry("corrected", ALIVE), LONG_MS)
     await recorder.record(settlement("corrected", ALIVE), LONG_MS)
     holds = (await org_image(ledger_store, "default", NOW_MS)).image.holds
     assert {name: hold.phase for name, hold in holds.items()} == {
         "open": "held",
         "just_settled": "settled",
+        "charged_to_nothing": "settled",
         "long_expired": "expired",
+        "expired_and_gone": "expired",
         "corrected": "settled",
     }
 
@@ -161,8 +175,9 @@ async def test_an_end_that_may_come_again_is_remembered_until_its_windows_are_go
         await recorder.record(settlement(name, long_window), age_ms, is_one_shot=True)
     holds = (await org_image(ledger_store, "default", NOW_MS)).image.holds
     assert holds["settled"].forget_at_ms == NOW_MS + TOMBSTONE_MS
-    for name in ("expired", "ended", "long_ended"):
+    for name in ("ended", "long_ended"):
         assert holds[name].forget_at_ms == (NOW_MS // 3_600_000 + 61) * 3_600_000
+    assert holds["expired"].forget_at_ms == NOW_MS + CORRECTION_MS
     assert holds["expired"].booked_nano == 5
     assert (holds["settled"].amount_nano, holds["settled"].charges) == (RESERVATION.held_nano, (long_window,))
     assert holds["settled"].expires_at_ms == RESERVATION.expires_at_ms

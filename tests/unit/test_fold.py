@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 
 from services.core.budgets import Charge
 from services.core.events import CallFacts, Denial, Expiry, Reservation, Settlement, Stamped
-from services.core.fold import apply, forget, image_of, load, step_of
+from services.core.fold import apply, backfill, forget, image_of, load, step_of
 from services.core.hotstate import (
     CLOCK_MARGIN_MS,
+    CORRECTION_MS,
     MAX_FIGURE,
     SESSION_IDLE_MS,
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
     Applied,
+    Backfill,
     Cold,
     Figures,
     FoldStep,
@@ -327,6 +329,44 @@ def test_an_expired_hold_is_remembered_until_no_settlement_can_correct_it() -> N
     assert spent(state)[0] == 30
 
 
+@pytest.mark.parametrize("late_ms", [60_000, CORRECTION_MS - 1])
+def test_a_late_settlement_takes_its_expiry_back_from_a_budget_that_was_made_since(late_ms: int) -> None:
+    state, late_ms = live(), NOW_MS + late_ms
+    fold(state, step("restore", 0, 50, charges=(RING,)), step("expire", 1, 50, charges=(RING,)))
+    assert backfill(state, Backfill({}, {("bud_ever", "l"): 50}, {"bud_ever": 2}, "token"), NOW_MS)
+    forget(state, late_ms)
+    fold(state, replace(step("settle", 2, 30, charges=(RING,)), implied=(EVER,)), now_ms=late_ms)
+    assert state.windows["bud_ever", "l"].spent_nano == 30
+
+
+@pytest.mark.parametrize(
+    ("producer", "late_ms", "expected_nano"),
+    [
+        ("expiry:end:txn_1", 172_800_000 + WINDOW_GRACE_MS, 30),
+        ("expiry:end:txn_1", 172_800_000 + WINDOW_GRACE_MS - 1, 60),
+        # Its sequence says that it was never told before: a call that was let through while nothing could be held.
+        ("gw_1", 172_800_000 + WINDOW_GRACE_MS, 60),
+    ],
+)
+def test_an_unknown_ending_that_was_told_before_is_nothing_to_a_budget_that_was_made_since(
+    producer: str, late_ms: int, expected_nano: int
+) -> None:
+    state = live()
+    assert backfill(state, Backfill({}, {("bud_ever", "l"): 30}, {"bud_ever": 2}, "token"), NOW_MS)
+    fold(state, replace(step("settle", 0, 30, producer=producer), implied=(EVER,)), now_ms=late_ms)
+    assert state.windows["bud_ever", "l"].spent_nano == expected_nano
+
+
+def test_an_ending_without_a_charge_that_may_be_told_again_is_remembered_for_budgets_to_come() -> None:
+    state, late_ms = live(), NOW_MS + CORRECTION_MS - 1
+    told = step("settle", 1, 30, producer="expiry:end:txn_1", charges=())
+    fold(state, step("restore", 0, 50, charges=()), told)
+    assert backfill(state, Backfill({}, {("bud_ever", "l"): 30}, {"bud_ever": 2}, "token"), NOW_MS)
+    forget(state, late_ms)
+    fold(state, replace(told, offset=2, implied=(EVER,)), now_ms=late_ms)
+    assert state.windows["bud_ever", "l"].spent_nano == 30
+
+
 def test_forgetting_drops_only_what_nothing_can_ask_for() -> None:
     state = live()
     fold(state, step("settle", 0, 30), step("restore", 1, 50, "txn_2", charges=(RING,)))
@@ -376,7 +416,7 @@ def test_a_loaded_expired_hold_is_remembered_until_no_settlement_can_correct_it(
     state = OrgState()
     expired = Hold(50, CHARGES, "{}", 1, phase="expired", booked_nano=50)
     load(state, OrgImage({DAY_SLOT: 50}, {"txn_1": expired}, {}, {}), "e1", NOW_MS)
-    assert state.holds["txn_1"].forget_at_ms == 172_800_000 + WINDOW_GRACE_MS
+    assert state.holds["txn_1"].forget_at_ms == NOW_MS + CORRECTION_MS
     fold(state, step("settle", 0, 30))
     assert spent(state)[0] == 30
 

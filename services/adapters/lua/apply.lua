@@ -73,6 +73,24 @@ local function resize(id, hold_key, hold, amount, context, expires, time, charge
   end
 end
 
+local function is_one_shot(producer)
+  return string.sub(producer, 1, #EXPIRY_PRODUCER) == EXPIRY_PRODUCER
+end
+
+local function phase_after(kind)
+  return kind == 'settle' and 'settled' or 'expired'
+end
+
+-- Twin of core.fold's: whether an ending of an unknown hold is one that was told before.
+local function was_forgotten(producer, charges)
+  for _, charge in ipairs(charges) do
+    if counts_until(charge.span, now) > now then
+      return false
+    end
+  end
+  return is_one_shot(producer) and #charges > 0
+end
+
 -- Answers whether it was an ending after which there may be another one.
 local function apply_step(kind, producer, id, amount, context, expires, time, hold_key, charges_json, charges, implied, implied_json)
   local hold = redis.call('HMGET', hold_key, 'phase', 'amount', 'charges', 'expires', 'booked', 'resized', 'implied',
@@ -95,7 +113,7 @@ local function apply_step(kind, producer, id, amount, context, expires, time, ho
     return
   end
   -- What a producer of one event publishes again, no sequence tells from the first.
-  local may_end_again = kind == 'expire' or string.sub(producer, 1, #EXPIRY_PRODUCER) == EXPIRY_PRODUCER
+  local may_end_again = kind == 'expire' or is_one_shot(producer)
   local held_charges = charges
   if not phase then
     redis.call('HSET', hold_key, 'amount', '0', 'charges', charges_json, 'expires', '0', 'admitted', '0')
@@ -121,13 +139,17 @@ local function apply_step(kind, producer, id, amount, context, expires, time, ho
   for _, charge in ipairs(booked ~= '0' and held_charges or {}) do
     add_spent(charge.key, charge.span, negative(booked), now)
   end
-  local forget_ms = forget_at(charges, may_end_again, now)
+  local ended = phase_after(kind)
+  local forget_ms = forget_at(charges, ended, may_end_again, now)
   if held_charges ~= charges then
-    forget_ms = math.max(forget_ms, forget_at(held_charges, may_end_again, now))
+    forget_ms = math.max(forget_ms, forget_at(held_charges, ended, may_end_again, now))
     redis.call('HSET', hold_key, 'charges', charges_json)
   end
+  if may_end_again and #charges == 0 and #held_charges == 0 then
+    forget_ms = math.max(forget_ms, now + CORRECTION_MS)
+  end
   redis.call('HDEL', hold_key, 'context', 'implied', 'left')
-  redis.call('HSET', hold_key, 'phase', kind == 'settle' and 'settled' or 'expired', 'booked', amount)
+  redis.call('HSET', hold_key, 'phase', ended, 'booked', amount)
   redis.call('PEXPIREAT', hold_key, digits(forget_ms))
   return may_end_again
 end
@@ -143,7 +165,7 @@ local function apply_implied(kind, before, amount, hold_key, implied, may_end_ag
     add_spent(charge.key, charge.span, negative(booked), now)
   end
   if may_end_again then
-    redis.call('PEXPIREAT', hold_key, digits(forget_at(implied, true, now)), 'GT')
+    redis.call('PEXPIREAT', hold_key, digits(forget_at(implied, phase_after(kind), true, now)), 'GT')
   end
 end
 
@@ -158,11 +180,14 @@ while at < #ARGV do
   if tonumber(offset) < fence or tonumber(sequence) <= tonumber(seen) then
     duplicates = duplicates + 1
   else
-    if string.sub(producer, 1, #EXPIRY_PRODUCER) ~= EXPIRY_PRODUCER then
+    if not is_one_shot(producer) then
       sequences[producer] = sequence
     end
     local hold_key = KEYS[tonumber(hold)]
     local before = implied_json and (kind == 'settle' or kind == 'expire') and redis.call('HMGET', hold_key, 'phase', 'booked')
+    if before and not before[1] and was_forgotten(producer, charges) then
+      before = { 'settled' }
+    end
     local may_end_again = apply_step(kind, producer, id, amount, context, expires, time, hold_key, charges_json, charges,
       implied, implied_json)
     if before then

@@ -62,7 +62,7 @@ while at < #ARGV do
     redis.call('HSET', key, 'phase', kind, 'amount', amount, 'charges', charges_json, 'expires', expires,
       'admitted', admitted, 'booked', booked)
     if forget_ms == '0' then
-      forget_ms = digits(forget_at(decode_charges('', charges_json), kind == 'expired', now))
+      forget_ms = digits(forget_at(decode_charges('', charges_json), kind, kind == 'expired', now))
     end
     redis.call('PEXPIREAT', key, forget_ms)
   end

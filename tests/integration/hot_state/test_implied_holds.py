@@ -7,6 +7,7 @@ import pytest
 
 from services.core.budgets import Charge
 from services.core.hotstate import (
+    CORRECTION_MS,
     SESSION_IDLE_MS,
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
@@ -49,6 +50,11 @@ async def resize(rig: Rig, amount_nano: int, *proposals: Any) -> Any:
 def step(kind: Any, offset: int, amount_nano: int, *implied: Charge, name: str = "txn_1", time_ms: int = NOW_MS) -> Any:
     told = (name, amount_nano, (CHARGE,), "{}", NOW_MS + 5_000, time_ms, implied)
     return FoldStep(kind, offset, f"expiry:{name}" if kind == "expire" else "gw_1", offset + 1, *told)
+
+
+def one_shot(told: FoldStep) -> FoldStep:
+    """The step as the reservation API's producer tells it, which has no other."""
+    return replace(told, producer=f"expiry:end:{told.reservation_id}", sequence=1)
 
 
 async def held(rig: Rig) -> list[int]:
@@ -256,12 +262,42 @@ async def test_a_fold_of_steps_without_any_goes_as_ever(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("implied", [NEW, NEWER])
-async def test_an_expired_hold_is_remembered_for_as_long_as_the_longest_of_all_its_windows_counts(
+async def test_an_ended_hold_is_remembered_for_as_long_as_the_longest_of_all_its_windows_counts(
     rig: Rig, implied: Charge
 ) -> None:
     await admit(rig)
     await backfill(rig, implied)
-    await rig.hot.apply(ORG, PLACE, [step("expire", 0, 40, implied)], 1)
+    await rig.hot.apply(ORG, PLACE, [one_shot(step("settle", 0, 25, implied))], 1)
     own_ms, lifetime_ms = SPAN.end_ms + WINDOW_GRACE_MS, NOW_MS + SESSION_IDLE_MS
     assert NOW_MS + TOMBSTONE_MS < own_ms < lifetime_ms, "a minute's ring is remembered for less than the call's own"
     assert (await rig.state()).holds["txn_1"].forget_at_ms == (lifetime_ms if implied is NEW else own_ms)
+
+
+async def test_a_late_settlement_takes_its_expiry_back_from_a_budget_that_was_made_since(rig: Rig) -> None:
+    await admit(rig)
+    await rig.hot.apply(ORG, PLACE, [step("expire", 0, 40)], 1)
+    assert (await rig.state()).holds["txn_1"].forget_at_ms == NOW_MS + CORRECTION_MS
+    assert await rig.hot.backfill(ORG, Backfill({}, {("bud_new", "l"): 40}, {"bud_new": 2}, "token"))
+    await rig.turn_to(SPAN.end_ms + WINDOW_GRACE_MS)
+    await rig.hot.apply(ORG, PLACE, [step("settle", 1, 25, NEW)], 2)
+    assert (await rig.state()).windows["bud_new", "l"].spent_nano == 25
+
+
+@pytest.mark.parametrize(("early_ms", "expected_nano"), [(0, 30), (1, 55)])
+async def test_an_unknown_ending_that_was_told_before_is_nothing_to_a_budget_that_was_made_since(
+    rig: Rig, early_ms: int, expected_nano: int
+) -> None:
+    await backfill(rig, NEW)
+    await rig.turn_to(SPAN.end_ms + WINDOW_GRACE_MS - early_ms)
+    told = [one_shot(step("settle", 0, 25, NEW)), step("settle", 1, 30, NEW, name="txn_2")]
+    await rig.hot.apply(ORG, PLACE, told, 2)
+    assert (await rig.state()).windows["bud_new", "l"].spent_nano == expected_nano
+
+
+@pytest.mark.parametrize(("is_one_shot", "kept_ms"), [(True, CORRECTION_MS), (False, TOMBSTONE_MS)])
+async def test_an_ending_without_a_charge_that_may_be_told_again_is_remembered_for_budgets_to_come(
+    rig: Rig, is_one_shot: bool, kept_ms: int
+) -> None:
+    told = replace(step("settle", 0, 25), charges=())
+    await rig.hot.apply(ORG, PLACE, [one_shot(told) if is_one_shot else told], 1)
+    assert (await rig.state()).holds["txn_1"].forget_at_ms == NOW_MS + kept_ms

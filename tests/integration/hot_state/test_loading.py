@@ -10,8 +10,8 @@ import pytest
 from services.adapters.valkey import UnsafeHotStateError, ValkeyDirectory, ValkeyHotState
 from services.adapters.valkey_connection import MAX_WAITING, ValkeyConnection
 from services.core.hotstate import (
+    CORRECTION_MS,
     TOMBSTONE_MS,
-    WINDOW_GRACE_MS,
     Admitted,
     Applied,
     Hold,
@@ -48,7 +48,7 @@ async def test_an_image_is_loaded_once_with_its_epoch(rig: Rig) -> None:
     assert again[0].spent_nano == 2**60 + 6, "an ended hold stays ended"
     holds = (await rig.state("other")).holds
     assert holds["txn_settled"].forget_at_ms == NOW_MS + TOMBSTONE_MS
-    assert holds["txn_expired"].forget_at_ms == SPAN.end_ms + WINDOW_GRACE_MS
+    assert holds["txn_expired"].forget_at_ms == NOW_MS + CORRECTION_MS
 
 
 async def test_of_several_that_load_at_once_one_does(valkey_url: str) -> None:
