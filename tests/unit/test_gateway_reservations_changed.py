@@ -52,11 +52,18 @@ class Slow(MemoryHotState):
 
 
 class Forgetful(MemoryAnswers):
-    """What has ended is not kept as done while it `forgets`: whoever decided it is as good as gone."""
+    """What has ended is not kept as done while it `forgets`: whoever decided it is as good as gone.
+
+    How a hold was changed is refused so many times as `refused_sizes` says.
+    """
 
     forgets = False
+    refused_sizes = 0
 
     async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> Answer:
+        if self.refused_sizes and name.endswith("/size"):
+            self.refused_sizes -= 1
+            raise AWAY
         if self.forgets and name.endswith("/end") and answer.status == 3:
             raise AWAY
         return await super().finish(org, name, answer, keep_ms)
@@ -122,6 +129,14 @@ async def test_many_changes_of_one_millisecond_are_told_as_the_last_one_left_it(
     assert (longer.json()["held_usd"], there.held_nano()) == ("0.800000000", 800_000_000)
     await post(there, f"/{name}/settle", {"cost_usd": "0.10"})
     assert there.settlement().held_nano == 800_000_000
+
+
+async def test_a_recorded_change_is_kept_through_a_connection_that_broke(there: World) -> None:
+    """Or its end would name what was held before, and be charged there."""
+    path = f"/{(await reserve(there)).json()['reservation_id']}"
+    answers_of(there).refused_sizes = 3
+    assert (await post(there, path + "/extend", {"amount_usd": "0.60"})).status == 200
+    assert (await post(there, path + "/release")).json()["held_usd"] == "0.600000000"
 
 
 async def test_a_change_that_may_still_come_keeps_the_next_one_waiting(there: World) -> None:
