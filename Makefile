@@ -1,5 +1,5 @@
 # `make up` needs Python 3.11 or newer; `make test` needs Java 17, Maven and Node 20 too, and installs what it may.
-.PHONY: up test engines style types imports explore soak lint lock format bench bench-readers
+.PHONY: up test engines bytecode style types imports explore soak lint lock format bench bench-readers
 
 # Farthing on this machine: make up ARGS="--port 18080 --data-dir ./elsewhere"
 up:
@@ -9,7 +9,7 @@ up:
 # Every check and every test; make test ARGS="-k budgets" for some.
 test:
 	@tools/setup.sh dev
-	@$(MAKE) --no-print-directory --jobs=3 style types imports engines
+	@$(MAKE) --no-print-directory --jobs=3 style types imports engines bytecode
 	@tools/test.sh $(ARGS)
 
 engines:
@@ -28,6 +28,10 @@ soak:
 	@tools/fetch_kafka.sh
 	@.venv/bin/python -m tests.chaos.soak --steps $(or $(STEPS),1000000) --seeds $(or $(SEEDS),100000) \
 		--rounds $(or $(ROUNDS),200) --report $(or $(REPORT),bench/results/soak.md) $(ARGS)
+
+# Compiles the tests, before three processes do so at once. What is wrong with them, the run will say.
+bytecode:
+	@env -u PYTHONDONTWRITEBYTECODE .venv/bin/pytest --collect-only -qq >/dev/null 2>&1 || true
 
 lint:
 	@tools/setup.sh dev

@@ -102,10 +102,11 @@ FAULTS: Final[tuple[Fault, ...]] = (
     valkey_paused,
     ledger_killed,
     kafka_paused,
-    nothing,
+    kafka_killed,
     disks_full,
     aggregators_killed,
     valkey_killed,
     control_killed,
-    kafka_killed,
+    # Last, because what a judgement waits for would be the log's readers, who find one another again.
+    nothing,
 )
