@@ -95,10 +95,10 @@ def apply(
         if not step.producer.startswith(EXPIRY_PRODUCER):
             state.producers[producer] = step.sequence
             state.silent.pop(producer, None)
-        before = _ending_of(state, step, now_ms) if step.implied and step.kind in ("settle", "expire") else None
+        before = state.holds.get(step.reservation_id)
         may_end_again = _apply_step(state, step, now_ms)
-        if before is not None:
-            _apply_implied(state, step, *before, may_end_again, now_ms)
+        if step.implied and step.kind in ("settle", "expire"):
+            _apply_implied(state, step, before, may_end_again, now_ms)
         applied += 1
     if next_offset > fence:
         state.fences[topic, partition] = next_offset
@@ -218,7 +218,7 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> bool:
         return False
     if hold is None:
         hold = Hold(0, step.charges, "", 0)
-    elif hold.phase == "settled" or (hold.phase == "expired" and step.kind == "expire"):
+    elif _has_ended(hold, step):
         return False
     elif hold.phase == "held":
         for charge, amount_nano in hold.amounts():
@@ -245,12 +245,9 @@ def _apply_step(state: OrgState, step: FoldStep, now_ms: int) -> bool:
     return may_end_again
 
 
-def _ending_of(state: OrgState, step: FoldStep, now_ms: int) -> tuple[HoldPhase, int]:
-    """How a step's hold has ended, and what that has booked; ``"held"`` when it has not."""
-    hold = state.holds.get(step.reservation_id)
-    if hold is not None:
-        return hold.phase, hold.booked_nano
-    return ("settled" if _was_forgotten(step, now_ms) else "held"), 0
+def _has_ended(hold: Hold, step: FoldStep) -> bool:
+    """Whether a hold ended before a step that would end it: a settlement counts after an expiry, and nothing else."""
+    return hold.phase == "settled" or (hold.phase == "expired" and step.kind == "expire")
 
 
 def _was_forgotten(step: FoldStep, now_ms: int) -> bool:
@@ -264,16 +261,17 @@ def _was_forgotten(step: FoldStep, now_ms: int) -> bool:
     )
 
 
-def _apply_implied(
-    state: OrgState, step: FoldStep, phase: HoldPhase, booked_nano: int, may_end_again: bool, now_ms: int
-) -> None:
-    """Spends a step's implied charges. `phase` and `booked_nano` are its hold's before the step: a second ending has
-    nothing to add, and what an expiry had booked was booked against the same implied charges."""
-    if phase == "settled" or (phase == "expired" and step.kind == "expire"):
+def _apply_implied(state: OrgState, step: FoldStep, before: Hold | None, may_end_again: bool, now_ms: int) -> None:
+    """Spends a step's implied charges. `before` is its hold before the step: a second ending has nothing to add, and
+    what an expiry had booked was booked against the same implied charges, but for those that it had named itself."""
+    if _was_forgotten(step, now_ms) if before is None else _has_ended(before, step):
         return
+    booked_nano = 0 if before is None else before.booked_nano
+    named = set() if before is None else {each.budget_id for each in before.charges}
     for charge in step.implied:
         _add_spent(state, charge, step.amount_nano, now_ms)
-        _add_spent(state, charge, -booked_nano, now_ms)
+        if charge.budget_id not in named:
+            _add_spent(state, charge, -booked_nano, now_ms)
     hold = state.holds[step.reservation_id]
     if may_end_again and hold.forget_at_ms is not None:
         hold.forget_at_ms = max(hold.forget_at_ms, _forget_at_ms(step.implied, hold.phase, True, now_ms))

@@ -63,8 +63,13 @@ PLANTED = {
     ),
     "an implied charge is spent again by a repeated ending": (
         "apply",
-        "  if phase == 'settled' or (phase == 'expired' and kind == 'expire') then\n    return\n  end\n  for _, charge",
-        "  for _, charge",
+        "  if phase == 'settled' or (phase == 'expired' and kind == 'expire') then\n    return\n  end\n  local named",
+        "  local named",
+    ),
+    "an expiry is taken back by implication from a budget that it had named": (
+        "apply",
+        "if words and not named[words[index][1]] then",
+        "if words then",
     ),
     "an implied charge is held on when its hold ends": (
         "apply",

@@ -205,8 +205,8 @@ def endings_forgotten_after_an_hour() -> Iterator[None]:
     """The hot state remembers no ended hold for longer than any of them, whatever may still come of it."""
     real = fold._forget_at_ms
 
-    def forget_at_ms(charges: Any, _may_end_again: bool, now_ms: int) -> int:
-        return real(charges, False, now_ms)
+    def forget_at_ms(charges: Any, _phase: Any, _may_end_again: bool, now_ms: int) -> int:
+        return real(charges, "settled", False, now_ms)
 
     with patch.object(fold, "_forget_at_ms", forget_at_ms):
         yield

@@ -357,6 +357,16 @@ def test_an_unknown_ending_that_was_told_before_is_nothing_to_a_budget_that_was_
     assert state.windows["bud_ever", "l"].spent_nano == expected_nano
 
 
+def test_a_late_settlement_takes_an_expiry_back_once_where_only_that_had_named_a_budget() -> None:
+    """As of a stream whose hold grew, under a budget made since, and whose gateway never heard of it."""
+    state = live()
+    fold(state, step("restore", 0, 50, charges=(RING,)), step("expire", 1, 80, charges=(RING, EVER)))
+    assert state.windows["bud_ever", "l"].spent_nano == 80
+    fold(state, replace(step("settle", 2, 30, charges=(RING,)), implied=(EVER, SESSION)))
+    assert (spent(state)[1], state.windows["bud_ever", "l"].spent_nano) == (30, 30)
+    assert state.windows["bud_session", "s:s1"].spent_nano == 30 - 80, "by implication, as the expiry had booked it"
+
+
 def test_an_ending_without_a_charge_that_may_be_told_again_is_remembered_for_budgets_to_come() -> None:
     state, late_ms = live(), NOW_MS + CORRECTION_MS - 1
     told = step("settle", 1, 30, producer="expiry:end:txn_1", charges=())

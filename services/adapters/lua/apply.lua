@@ -155,14 +155,20 @@ local function apply_step(kind, producer, id, amount, context, expires, time, ho
 end
 
 -- Twin of core.fold's: the charges that an ending does not carry, when it is the one that counts.
-local function apply_implied(kind, before, amount, hold_key, implied, may_end_again)
+local function apply_implied(kind, before, amount, hold_key, implied, implied_json, may_end_again)
   local phase, booked = before[1], before[2] or '0'
   if phase == 'settled' or (phase == 'expired' and kind == 'expire') then
     return
   end
-  for _, charge in ipairs(implied) do
+  local named, words = {}, booked ~= '0' and cjson.decode(implied_json)
+  for _, charge in ipairs(words and cjson.decode(before[3]) or {}) do
+    named[charge[1]] = true
+  end
+  for index, charge in ipairs(implied) do
     add_spent(charge.key, charge.span, amount, now)
-    add_spent(charge.key, charge.span, negative(booked), now)
+    if words and not named[words[index][1]] then
+      add_spent(charge.key, charge.span, negative(booked), now)
+    end
   end
   if may_end_again then
     redis.call('PEXPIREAT', hold_key, digits(forget_at(implied, phase_after(kind), true, now)), 'GT')
@@ -184,14 +190,15 @@ while at < #ARGV do
       sequences[producer] = sequence
     end
     local hold_key = KEYS[tonumber(hold)]
-    local before = implied_json and (kind == 'settle' or kind == 'expire') and redis.call('HMGET', hold_key, 'phase', 'booked')
+    local before = implied_json and (kind == 'settle' or kind == 'expire') and redis.call('HMGET', hold_key, 'phase', 'booked',
+      'charges')
     if before and not before[1] and was_forgotten(producer, charges) then
       before = { 'settled' }
     end
     local may_end_again = apply_step(kind, producer, id, amount, context, expires, time, hold_key, charges_json, charges,
       implied, implied_json)
     if before then
-      apply_implied(kind, before, amount, hold_key, implied, may_end_again)
+      apply_implied(kind, before, amount, hold_key, implied, implied_json, may_end_again)
     end
     applied = applied + 1
   end

@@ -301,3 +301,10 @@ async def test_an_ending_without_a_charge_that_may_be_told_again_is_remembered_f
     told = replace(step("settle", 0, 25), charges=())
     await rig.hot.apply(ORG, PLACE, [one_shot(told) if is_one_shot else told], 1)
     assert (await rig.state()).holds["txn_1"].forget_at_ms == NOW_MS + kept_ms
+
+
+async def test_a_late_settlement_takes_an_expiry_back_once_where_only_that_had_named_a_budget(rig: Rig) -> None:
+    expired = replace(step("expire", 0, 40), charges=(CHARGE, NEW))
+    await rig.hot.apply(ORG, PLACE, [expired, step("settle", 1, 25, NEW, NEWER)], 2)
+    windows = (await rig.state()).windows
+    assert (windows[CHARGE.budget_id, CHARGE.window].spent_nano, windows["bud_new", "l"].spent_nano) == (25, 25)
