@@ -267,14 +267,19 @@ def _apply_implied(state: OrgState, step: FoldStep, before: Hold | None, may_end
     if _was_forgotten(step, now_ms) if before is None else _has_ended(before, step):
         return
     booked_nano = 0 if before is None else before.booked_nano
-    named = set() if before is None else {each.budget_id for each in before.charges}
+    named = set() if before is None else {_figures_named(each) for each in before.charges}
     for charge in step.implied:
         _add_spent(state, charge, step.amount_nano, now_ms)
-        if charge.budget_id not in named:
+        if _figures_named(charge) not in named:
             _add_spent(state, charge, -booked_nano, now_ms)
     hold = state.holds[step.reservation_id]
     if may_end_again and hold.forget_at_ms is not None:
         hold.forget_at_ms = max(hold.forget_at_ms, _forget_at_ms(step.implied, hold.phase, True, now_ms))
+
+
+def _figures_named(charge: Charge) -> tuple[str, str]:
+    """Whose figures a charge is in, and which: those of a ring are one, whatever the bucket."""
+    return charge.budget_id, charge.window.rpartition(":")[0] if charge.window.startswith("r:") else charge.window
 
 
 def _spent_in(state: OrgState, charge: Charge, now_ms: int) -> int:

@@ -68,7 +68,7 @@ PLANTED = {
     ),
     "an expiry is taken back by implication from a budget that it had named": (
         "apply",
-        "if words and not named[words[index][1]] then",
+        "if words and not named[figures_named(words[index])] then",
         "if words then",
     ),
     "an implied charge is held on when its hold ends": (

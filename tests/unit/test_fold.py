@@ -360,11 +360,24 @@ def test_an_unknown_ending_that_was_told_before_is_nothing_to_a_budget_that_was_
 def test_a_late_settlement_takes_an_expiry_back_once_where_only_that_had_named_a_budget() -> None:
     """As of a stream whose hold grew, under a budget made since, and whose gateway never heard of it."""
     state = live()
-    fold(state, step("restore", 0, 50, charges=(RING,)), step("expire", 1, 80, charges=(RING, EVER)))
-    assert state.windows["bud_ever", "l"].spent_nano == 80
-    fold(state, replace(step("settle", 2, 30, charges=(RING,)), implied=(EVER, SESSION)))
+    grown_later = Charge("bud_ring", "team:ml", "r:1000:60:99999")
+    fold(state, step("restore", 0, 50, charges=()), step("expire", 1, 80, charges=(grown_later, EVER)))
+    assert (spent(state)[1], state.windows["bud_ever", "l"].spent_nano) == (80, 80)
+    fold(state, replace(step("settle", 2, 30, charges=()), implied=(RING, EVER)))
     assert (spent(state)[1], state.windows["bud_ever", "l"].spent_nano) == (30, 30)
-    assert state.windows["bud_session", "s:s1"].spent_nano == 30 - 80, "by implication, as the expiry had booked it"
+
+
+def test_a_late_settlement_takes_an_expiry_back_in_the_window_that_its_budget_has_by_now() -> None:
+    """An event names the window that a budget had; the one that it has since is implied, beside that."""
+    state = live()
+    since = replace(DAY, budget_id=EVER.budget_id)
+    expired = replace(step("expire", 1, 50, charges=(EVER,)), implied=(since,))
+    fold(state, step("restore", 0, 50, charges=(EVER,)), expired)
+    fold(state, replace(step("settle", 2, 30, charges=(EVER,)), implied=(since,)))
+    assert {slot: each.spent_nano for slot, each in state.windows.items()} == {
+        ("bud_ever", "l"): 30,
+        ("bud_ever", DAY.window): 30,
+    }
 
 
 def test_an_ending_without_a_charge_that_may_be_told_again_is_remembered_for_budgets_to_come() -> None:

@@ -154,6 +154,11 @@ local function apply_step(kind, producer, id, amount, context, expires, time, ho
   return may_end_again
 end
 
+local function figures_named(charge)
+  local ring = string.match(charge[3], '^(r:%d+:%d+):')
+  return charge[1] .. ' ' .. (ring or charge[3])
+end
+
 -- Twin of core.fold's: the charges that an ending does not carry, when it is the one that counts.
 local function apply_implied(kind, before, amount, hold_key, implied, implied_json, may_end_again)
   local phase, booked = before[1], before[2] or '0'
@@ -162,11 +167,11 @@ local function apply_implied(kind, before, amount, hold_key, implied, implied_js
   end
   local named, words = {}, booked ~= '0' and cjson.decode(implied_json)
   for _, charge in ipairs(words and cjson.decode(before[3]) or {}) do
-    named[charge[1]] = true
+    named[figures_named(charge)] = true
   end
   for index, charge in ipairs(implied) do
     add_spent(charge.key, charge.span, amount, now)
-    if words and not named[words[index][1]] then
+    if words and not named[figures_named(words[index])] then
       add_spent(charge.key, charge.span, negative(booked), now)
     end
   end

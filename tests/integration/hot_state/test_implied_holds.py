@@ -304,7 +304,9 @@ async def test_an_ending_without_a_charge_that_may_be_told_again_is_remembered_f
 
 
 async def test_a_late_settlement_takes_an_expiry_back_once_where_only_that_had_named_a_budget(rig: Rig) -> None:
-    expired = replace(step("expire", 0, 40), charges=(CHARGE, NEW))
+    grown_later = replace(NEWER, window=RollingSpan(1_000, 60, NOW_MS // 1_000 + 7).key())
+    expired = replace(step("expire", 0, 40), charges=(CHARGE, NEW, grown_later))
     await rig.hot.apply(ORG, PLACE, [expired, step("settle", 1, 25, NEW, NEWER)], 2)
-    windows = (await rig.state()).windows
-    assert (windows[CHARGE.budget_id, CHARGE.window].spent_nano, windows["bud_new", "l"].spent_nano) == (25, 25)
+    standings = await rig.hot.peek(ORG, [OWN, PROPOSED_NEW, PROPOSED_NEWER])
+    assert standings is not None
+    assert [each.spent_nano for each in standings] == [25, 25, 25]
