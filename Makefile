@@ -1,15 +1,17 @@
 # `make up` needs Python 3.11 or newer; `make test` needs Java 17, Maven and Node 20 too, and installs what it may.
-.PHONY: up test engines bytecode style types imports explore soak lint lock format bench bench-readers
+.PHONY: up test suite engines bytecode style types imports explore soak lint lock format bench bench-readers
 
 # Farthing on this machine: make up ARGS="--port 18080 --data-dir ./elsewhere"
 up:
 	@tools/setup.sh runtime
 	@exec .venv/bin/farthing up $(ARGS)
 
-# Every check and every test; make test ARGS="-k budgets" for some.
+# Every check and every test; make test ARGS="-k budgets" for some. Checks go beside the first tests, which wait a lot.
 test:
 	@tools/setup.sh dev
-	@$(MAKE) --no-print-directory --jobs=3 style types imports engines bytecode
+	@$(MAKE) --no-print-directory --jobs=5 style types imports bytecode suite
+
+suite: engines
 	@tools/test.sh $(ARGS)
 
 engines:
