@@ -25,7 +25,7 @@ pytest_plugins = [
 
 
 # Those that take longest, so that the last to end is a short one. What they wait for are engines and clients: beside
-# them goes what needs a processor of its own (unit, simulation, property), which is taken from the other end.
+# them goes what needs a processor of its own (unit, property), which is taken from the other end.
 FIRST = (
     "tests/chaos",
     "tests/contract",
