@@ -16,6 +16,7 @@ from services.core.hotstate import (
     CLOCK_MARGIN_MS,
     CORRECTION_MS,
     EXPIRY_PRODUCER,
+    TOLD_AGAIN_MS,
     TOMBSTONE_MS,
     Applied,
     ApplyAnswer,
@@ -250,21 +251,10 @@ def _has_ended(hold: Hold, step: FoldStep) -> bool:
     return hold.phase == "settled" or (hold.phase == "expired" and step.kind == "expire")
 
 
-def _was_forgotten(step: FoldStep, now_ms: int) -> bool:
-    """Whether an ending of an unknown hold is one that was told before, as what a producer of one event publishes again
-    when it comes back after days: ended holds are remembered until their own charges change nothing any more. Budgets
-    that were made since have the first ending in their past."""
-    return (
-        step.producer.startswith(EXPIRY_PRODUCER)
-        and bool(step.charges)
-        and all(counts_until_ms(parse_span(each.window), now_ms) <= now_ms for each in step.charges)
-    )
-
-
 def _apply_implied(state: OrgState, step: FoldStep, before: Hold | None, may_end_again: bool, now_ms: int) -> None:
     """Spends a step's implied charges. `before` is its hold before the step: a second ending has nothing to add, and
     what an expiry had booked was booked against the same implied charges, but for those that it had named itself."""
-    if _was_forgotten(step, now_ms) if before is None else _has_ended(before, step):
+    if before is not None and _has_ended(before, step):
         return
     booked_nano = 0 if before is None else before.booked_nano
     named = set() if before is None else {_figures_named(each) for each in before.charges}
@@ -335,9 +325,8 @@ def _forget_at_ms(charges: Sequence[Charge], phase: HoldPhase, may_end_again: bo
     as that could change any figure, or an outbox that comes back after a day would count the call twice.
     """
     counts_until = [counts_until_ms(parse_span(each.window), now_ms) for each in charges] if may_end_again else []
-    # Without a charge no window says for how long a budget that is made later may have it twice.
-    is_kept = phase == "expired" or (may_end_again and not charges)
-    return max([now_ms + (CORRECTION_MS if is_kept else TOMBSTONE_MS), *counts_until])
+    least_ms = CORRECTION_MS if phase == "expired" else TOLD_AGAIN_MS if may_end_again else TOMBSTONE_MS
+    return max([now_ms + least_ms, *counts_until])
 
 
 def _add_spent(state: OrgState, charge: Charge, delta_nano: int, now_ms: int) -> None:

@@ -22,9 +22,11 @@ SESSION_IDLE_MS: Final = 30 * 86_400_000
 # A hold that ended in time is remembered this long, so that a late reservation or a repeated settlement finds it ended.
 TOMBSTONE_MS: Final = 3_600_000
 # One that expired is remembered at least this long, whatever it was charged to: a settlement that comes late takes back
-# what the expiry has booked, from budgets that were made in between, too. So is one that may be told of again, and was
-# charged to nothing.
+# what the expiry has booked, from budgets that were made in between, too.
 CORRECTION_MS: Final = 30 * 86_400_000
+# And so long one whose ending a producer of one event may publish again: a gateway that died when it had published and
+# not yet forgotten comes back after days. Budgets that were made since have the first time in their past.
+TOLD_AGAIN_MS: Final = 7 * 86_400_000
 # An expired hold handed to one reaper is handed to another only after this long without its expiry being folded.
 CLAIM_MS: Final = 30_000
 # Two servers' clocks may be this far apart, where a replica takes over and carries on with what the other has written.

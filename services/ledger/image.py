@@ -11,9 +11,9 @@ The JSON of ``GET /internal/v1/orgs/{org}/image``, amounts as strings because th
 
 `spent` has the windows that can still be alive: of those without an end, all lifetimes, and the sessions that something
 of has ended of late (`SESSION_IDLE_MS`). `holds` are the open ones, those recorded as ended of late, and those
-that expired of late (`CORRECTION_MS`) or while their windows are alive: an event that is still to come must find them
-ended. All of it is as of
-`next_offsets`, exclusive. What is so old that no window can be alive for it any more is not looked at.
+that expired, or whose ending may be told again, of late (`CORRECTION_MS`, `TOLD_AGAIN_MS`) or while their windows are
+alive: an event that is still to come must find them ended. All of it is as of `next_offsets`, exclusive. What is so old
+that no window can be alive for it any more is not looked at.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from services.core.hotstate import (
     CORRECTION_MS,
     EXPIRY_PRODUCER,
     SESSION_IDLE_MS,
+    TOLD_AGAIN_MS,
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
     Hold,
@@ -56,6 +57,7 @@ _ENDING_ORDER: Final = "(type = {expiry:String}, partition, offset)"
 _SIZE_ORDER: Final = "(type = {resized:String}, time, partition, offset)"
 _ENDED_SINCE: Final = "fromUnixTimestamp64Milli({ended_since_ms:Int64}, 'UTC')"
 _CORRECTED_SINCE: Final = "fromUnixTimestamp64Milli({corrected_since_ms:Int64}, 'UTC')"
+_TOLD_SINCE: Final = "fromUnixTimestamp64Milli({told_since_ms:Int64}, 'UTC')"
 _IDLE_SINCE: Final = "fromUnixTimestamp64Milli({idle_since_ms:Int64}, 'UTC')"
 # By event time, which the table is partitioned by. An event before it belongs to a call with no window alive.
 _SINCE: Final = "time >= fromUnixTimestamp64Milli({since_ms:Int64}, 'UTC')"
@@ -141,8 +143,8 @@ FROM (
 )
 GROUP BY transaction_id
 HAVING maxIf(recorded_at, is_ending) >= {_ENDED_SINCE}
-    OR ((ended_by = {{expiry:String}} OR (may_end_again AND empty(windows)))
-        AND maxIf(recorded_at, is_ending) >= {_CORRECTED_SINCE})
+    OR (ended_by = {{expiry:String}} AND maxIf(recorded_at, is_ending) >= {_CORRECTED_SINCE})
+    OR (may_end_again AND maxIf(recorded_at, is_ending) >= {_TOLD_SINCE})
     OR arrayExists(part -> {_alive("part")}, arrayMap(window -> splitByChar(':', window), windows))
     OR (arrayExists(window -> {_endless("window")}, windows) AND maxIf(recorded_at, is_ending) >= {_IDLE_SINCE})
 """  # noqa: S608
@@ -172,6 +174,7 @@ async def org_image(store: LedgerStore, org: str, now_ms: int) -> LedgerImage:
         "now_ms": now_ms - CLOCK_SLACK_MS,
         "ended_since_ms": now_ms - CLOCK_SLACK_MS - TOMBSTONE_MS,
         "corrected_since_ms": now_ms - CLOCK_SLACK_MS - CORRECTION_MS,
+        "told_since_ms": now_ms - CLOCK_SLACK_MS - TOLD_AGAIN_MS,
         "idle_since_ms": now_ms - CLOCK_SLACK_MS - SESSION_IDLE_MS,
         "since_ms": since_ms,
         "calls_since_ms": since_ms - EVENT_SLACK_MS,
@@ -274,7 +277,7 @@ def _ended_hold(row: Mapping[str, Any], now_ms: int) -> Hold:
     # One that a reaper has had, or that a producer of one event has ended, may be told a second ending of; `core.fold`
     # remembers it as long as that matters.
     until_ms = [counts_until_ms(parse_span(each), now_ms) for each in row["windows"]] if row["may_end_again"] else []
-    is_kept = phase == "expired" or (row["may_end_again"] and not row["windows"])
+    least_ms = CORRECTION_MS if phase == "expired" else TOLD_AGAIN_MS if row["may_end_again"] else TOMBSTONE_MS
     return Hold(
         row["hold_nano"],
         charges,
@@ -283,6 +286,6 @@ def _ended_hold(row: Mapping[str, Any], now_ms: int) -> Hold:
         phase,
         booked_nano=row["amount_nano"],
         admitted_at_ms=row["admitted_at_ms"],
-        forget_at_ms=max([now_ms + (CORRECTION_MS if is_kept else TOMBSTONE_MS), *until_ms]),
+        forget_at_ms=max([now_ms + least_ms, *until_ms]),
         resized_at_ms=row["resized_at_ms"],
     )

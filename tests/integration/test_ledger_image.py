@@ -18,6 +18,7 @@ from services.core.hotstate import (
     CORRECTION_MS,
     EXPIRY_PRODUCER,
     SESSION_IDLE_MS,
+    TOLD_AGAIN_MS,
     TOMBSTONE_MS,
     Admitted,
     HoldRequest,
@@ -74,13 +75,15 @@ def expiry(name: str, *charges: Charge, at_ms: int = NOW_MS) -> Expiry:
 
 async def test_ends_are_remembered_as_long_as_another_event_could_come(ledger_store: ClickHouse) -> None:
     recorder = Recorder(ledger_store)
-    gone = ("ended_and_gone", "expired_and_gone", "expired_long_ago_and_gone")
+    gone = ("ended_and_gone", "ended_long_ago_and_gone", "expired_and_gone", "expired_long_ago_and_gone")
     for name in ("just_settled", "long_settled", "long_expired", *gone, "corrected", "open"):
         await recorder.record(reservation(name, GONE if "gone" in name else ALIVE), LONG_MS)
     await recorder.record(settlement("just_settled", ALIVE), 0)
     await recorder.record(settlement("long_settled", ALIVE), LONG_MS)
     await recorder.record(expiry("long_expired", ALIVE), LONG_MS)
-    await recorder.record(settlement("ended_and_gone", GONE), LONG_MS, is_one_shot=True)
+    week_ms = TOLD_AGAIN_MS + CLOCK_SLACK_MS + 60_000
+    await recorder.record(settlement("ended_and_gone", GONE), TOLD_AGAIN_MS - 60_000, is_one_shot=True)
+    await recorder.record(settlement("ended_long_ago_and_gone", GONE), week_ms, is_one_shot=True)
     await recorder.record(settlement("charged_to_nothing"), LONG_MS, is_one_shot=True)
     await recorder.record(expiry("expired_and_gone", GONE), CORRECTION_MS - 60_000)
     await recorder.record(expiry("expired_long_ago_and_gone", GONE), CORRECTION_MS + CLOCK_SLACK_MS + 60_000)
@@ -90,6 +93,7 @@ async def test_ends_are_remembered_as_long_as_another_event_could_come(ledger_st
     assert {name: hold.phase for name, hold in holds.items()} == {
         "open": "held",
         "just_settled": "settled",
+        "ended_and_gone": "settled",
         "charged_to_nothing": "settled",
         "long_expired": "expired",
         "expired_and_gone": "expired",
@@ -164,7 +168,7 @@ async def test_a_hot_state_with_resized_holds_is_rebuilt_as_it_was(ledger_store:
 
 
 async def test_an_end_that_may_come_again_is_remembered_until_its_windows_are_gone(ledger_store: ClickHouse) -> None:
-    long_window = Charge("bud_3", "org:default", RollingSpan(3_600_000, 60, NOW_MS // 3_600_000).key())
+    long_window = Charge("bud_3", "org:default", RollingSpan(86_400_000, 60, NOW_MS // 86_400_000).key())
     recorder = Recorder(ledger_store)
     await recorder.record(reservation("settled", long_window), 0)
     await recorder.record(settlement("settled", long_window), 0)
@@ -176,8 +180,8 @@ async def test_an_end_that_may_come_again_is_remembered_until_its_windows_are_go
     holds = (await org_image(ledger_store, "default", NOW_MS)).image.holds
     assert holds["settled"].forget_at_ms == NOW_MS + TOMBSTONE_MS
     for name in ("ended", "long_ended"):
-        assert holds[name].forget_at_ms == (NOW_MS // 3_600_000 + 61) * 3_600_000
-    assert holds["expired"].forget_at_ms == NOW_MS + CORRECTION_MS
+        assert holds[name].forget_at_ms == (NOW_MS // 86_400_000 + 61) * 86_400_000
+    assert holds["expired"].forget_at_ms == holds["ended"].forget_at_ms
     assert holds["expired"].booked_nano == 5
     assert (holds["settled"].amount_nano, holds["settled"].charges) == (RESERVATION.held_nano, (long_window,))
     assert holds["settled"].expires_at_ms == RESERVATION.expires_at_ms

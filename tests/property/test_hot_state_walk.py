@@ -116,11 +116,6 @@ PLANTED = {
         "local may_end_again = kind == 'expire' or is_one_shot(producer)",
         "local may_end_again = kind == 'expire'",
     ),
-    "an ending that was told before is spent by a budget that was made since": (
-        "apply",
-        "if before and not before[1] and was_forgotten(producer, charges) then",
-        "if false then",
-    ),
     "a hold that is changed no longer holds what it implies": (
         "resize",
         "hold_implied(KEYS[3], amount, implied, implied_json, now)",

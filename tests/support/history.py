@@ -11,7 +11,15 @@ from services.core.budgets import Charge
 from services.core.codec import decode, encode_facts, to_message
 from services.core.codec_fields import UnreadableEventError
 from services.core.events import CallFacts, Denial, Expiry, HoldResized, Reservation, Settlement, Stamped
-from services.core.hotstate import CORRECTION_MS, EXPIRY_PRODUCER, TOMBSTONE_MS, Hold, OrgImage, counts_until_ms
+from services.core.hotstate import (
+    CORRECTION_MS,
+    EXPIRY_PRODUCER,
+    TOLD_AGAIN_MS,
+    TOMBSTONE_MS,
+    Hold,
+    OrgImage,
+    counts_until_ms,
+)
 from services.core.identity import Identity
 from services.core.ports import Incoming, LedgerImage, Outgoing, TopicPartition
 from services.core.windows import CalendarSpan, RollingSpan, parse_span
@@ -177,5 +185,5 @@ def _holds(calls: Mapping[str, _Call]) -> dict[str, Hold]:
 def _forget_at_ms(call: _Call, ended_at_ms: int) -> int:
     """When a call may be forgotten that may be told an ending of again; hosts' clocks are off by up to an hour."""
     until_ms = (counts_until_ms(parse_span(each), ended_at_ms) for each in call.windows)
-    least_ms = 2 * TOMBSTONE_MS if call.settlement and call.windows else CORRECTION_MS
-    return max((ended_at_ms + least_ms, *until_ms))
+    least_ms = TOLD_AGAIN_MS if call.settlement else CORRECTION_MS
+    return max((ended_at_ms + least_ms + TOMBSTONE_MS, *until_ms))

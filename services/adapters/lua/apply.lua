@@ -81,16 +81,6 @@ local function phase_after(kind)
   return kind == 'settle' and 'settled' or 'expired'
 end
 
--- Twin of core.fold's: whether an ending of an unknown hold is one that was told before.
-local function was_forgotten(producer, charges)
-  for _, charge in ipairs(charges) do
-    if counts_until(charge.span, now) > now then
-      return false
-    end
-  end
-  return is_one_shot(producer) and #charges > 0
-end
-
 -- Answers whether it was an ending after which there may be another one.
 local function apply_step(kind, producer, id, amount, context, expires, time, hold_key, charges_json, charges, implied, implied_json)
   local hold = redis.call('HMGET', hold_key, 'phase', 'amount', 'charges', 'expires', 'booked', 'resized', 'implied',
@@ -145,9 +135,6 @@ local function apply_step(kind, producer, id, amount, context, expires, time, ho
     forget_ms = math.max(forget_ms, forget_at(held_charges, ended, may_end_again, now))
     redis.call('HSET', hold_key, 'charges', charges_json)
   end
-  if may_end_again and #charges == 0 and #held_charges == 0 then
-    forget_ms = math.max(forget_ms, now + CORRECTION_MS)
-  end
   redis.call('HDEL', hold_key, 'context', 'implied', 'left')
   redis.call('HSET', hold_key, 'phase', ended, 'booked', amount)
   redis.call('PEXPIREAT', hold_key, digits(forget_ms))
@@ -197,9 +184,6 @@ while at < #ARGV do
     local hold_key = KEYS[tonumber(hold)]
     local before = implied_json and (kind == 'settle' or kind == 'expire') and redis.call('HMGET', hold_key, 'phase', 'booked',
       'charges')
-    if before and not before[1] and was_forgotten(producer, charges) then
-      before = { 'settled' }
-    end
     local may_end_again = apply_step(kind, producer, id, amount, context, expires, time, hold_key, charges_json, charges,
       implied, implied_json)
     if before then

@@ -189,7 +189,7 @@ end
 
 -- Twin of core.fold's: when an ended hold may be forgotten.
 local function forget_at(charges, phase, may_end_again, now)
-  local at = now + (phase == 'expired' and CORRECTION_MS or TOMBSTONE_MS)
+  local at = now + (phase == 'expired' and CORRECTION_MS or may_end_again and TOLD_AGAIN_MS or TOMBSTONE_MS)
   for _, charge in ipairs(may_end_again and charges or {}) do
     at = math.max(at, counts_until(charge.span, now))
   end

@@ -104,9 +104,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
     kafka_paused,
     kafka_killed,
     disks_full,
-    aggregators_killed,
     valkey_killed,
-    control_killed,
-    # Last, because what a judgement waits for would be the log's readers, who find one another again.
     nothing,
+    aggregators_killed,
+    control_killed,
 )

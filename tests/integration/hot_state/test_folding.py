@@ -9,6 +9,7 @@ from services.adapters.valkey_connection import ValkeyConnection
 from services.core.budgets import Charge, Proposal
 from services.core.hotstate import (
     CLOCK_MARGIN_MS,
+    TOLD_AGAIN_MS,
     TOMBSTONE_MS,
     WINDOW_GRACE_MS,
     Admitted,
@@ -45,7 +46,7 @@ async def test_a_hold_that_was_handed_out_is_remembered_while_it_could_matter(ri
         await rig.hot.claim_due(ORG, 1)
     await rig.hot.apply(ORG, PLACE, [settle(0, 45, "txn_1", admitted.charges)], 1)
     hold = (await rig.state()).holds["txn_1"]
-    assert hold.forget_at_ms == (SPAN.end_ms + WINDOW_GRACE_MS if is_claimed else NOW_MS + 5_000 + TOMBSTONE_MS)
+    assert hold.forget_at_ms == NOW_MS + 5_000 + (TOLD_AGAIN_MS if is_claimed else TOMBSTONE_MS)
 
 
 async def test_a_window_takes_settlements_until_its_grace_is_over(rig: Rig) -> None:
