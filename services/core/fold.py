@@ -267,9 +267,10 @@ def _apply_implied(state: OrgState, step: FoldStep, before: Hold | None, may_end
         hold.forget_at_ms = max(hold.forget_at_ms, _forget_at_ms(step.implied, hold.phase, True, now_ms))
 
 
-def _figures_named(charge: Charge) -> tuple[str, str]:
+def _figures_named(charge: Charge) -> tuple[object, ...]:
     """Whose figures a charge is in, and which: those of a ring are one, whatever the bucket."""
-    return charge.budget_id, charge.window.rpartition(":")[0] if charge.window.startswith("r:") else charge.window
+    span = parse_span(charge.window)
+    return ring_slot(charge.budget_id, span) if isinstance(span, RollingSpan) else (charge.budget_id, charge.window)
 
 
 def _spent_in(state: OrgState, charge: Charge, now_ms: int) -> int:
