@@ -38,7 +38,18 @@ empty=0
 told=$(mktemp)
 nice -n 19 .venv/bin/pytest --timeout=1200 $computing "$@" >"$told" 2>&1 &
 beside=$!
-trap 'kill $beside 2>/dev/null || true; rm -f "$told"' EXIT
+# A part that fails ends the others: what this one had said by then is shown, too. A Ctrl-C does not reach what a shell
+# has in the background, so that it has to be ended.
+leave() {
+    if kill $beside 2>/dev/null; then
+        wait $beside 2>/dev/null || true
+        cat "$told"
+    fi
+    rm -f "$told"
+}
+trap leave EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 run $alone "$@"
 run --numprocesses 3 --dist loadscope --no-loadscope-reorder --ignore=$alone --ignore=$computing "$@"

@@ -20,7 +20,7 @@ from services.core.budgets import propose
 from services.core.codec import decode
 from services.core.fold import step_of
 from services.core.hotstate import Applied
-from services.core.ports import TopicPartition, UnavailableError
+from services.core.ports import TopicPartition
 from services.core.snapshot import RouteRule
 from services.core.vendor_port import VendorRequest
 from services.gateway.assemble import Assembly, Ports, assemble
@@ -38,6 +38,7 @@ from tests.support.gateway import (
     options,
     until,
 )
+from tests.support.patience import patiently
 from tests.support.valkey import ValkeyServer
 
 TIMEOUT_S = 0.5
@@ -268,12 +269,6 @@ async def spent_and_held(there: Outage) -> tuple[int, int]:
     found = view.budgets.find(budget.budget_id)
     assert found is not None
     proposals = propose([replace(found)], await there.hot_state.now_ms())
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                standings = await there.hot_state.peek(there.org.name, proposals)
-                break
-            except UnavailableError:
-                await asyncio.sleep(0.05)
+    standings = await patiently(lambda: there.hot_state.peek(there.org.name, proposals))
     assert standings is not None
     return standings[0].spent_nano, standings[0].held_nano

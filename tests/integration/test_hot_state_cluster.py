@@ -44,6 +44,7 @@ from tests.support.aggregation import Parts, World
 from tests.support.history import Caller
 from tests.support.hot_rig import EMPTY, NOW_MS, ORG, PLACE, Rig, proposal, settle
 from tests.support.hot_state import read_state
+from tests.support.patience import patiently
 from tests.support.valkey_cluster import ValkeyCluster, ask, servers_of, wait_for
 
 # Every conformance test that needs nothing but a rig runs here, too, over this module's own `rig`.
@@ -387,13 +388,7 @@ async def test_a_replica_that_takes_over_is_followed(own_cluster: ValkeyCluster)
     with pytest.raises(hiredis.ReplyError, match="MOVED"):
         ask(replica.port, "GET", f"{{{org}}}:epoch")
     lost.kill()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            answer = await hot.reserve(_request(org, "txn_2", now_ms))
-            break
-        except UnavailableError:
-            await asyncio.sleep(0.1)
+    answer = await patiently(lambda: hot.reserve(_request(org, "txn_2", now_ms)))
     assert isinstance(answer, Admitted)
     assert answer.standings[0].held_nano == 20, "the hold that the first primary took is there"
     assert connection.server_of(f"{{{org}}}:x").endswith(f":{replica.port}")

@@ -16,6 +16,7 @@ from services.adapters.valkey_connect import connect
 from services.adapters.valkey_sentinel import SentinelConnection
 from services.core.ports import NotSentError, UnavailableError
 from tests.support.hot_rig import EMPTY
+from tests.support.patience import patiently
 from tests.support.valkey import ValkeyServer, free_port
 from tests.support.valkey_cluster import ask, wait_for
 
@@ -85,7 +86,7 @@ async def test_a_primary_that_dies_is_followed_to_the_replica_that_takes_its_pla
     watched.primary.kill()
     with pytest.raises(UnavailableError):
         await hot.epochs(["acme"])
-    assert await _epochs(hot) == {"acme": "epoch-1"}
+    assert await patiently(lambda: hot.epochs(["acme"])) == {"acme": "epoch-1"}
     await connection.execute("SET", "after", 1)
     assert ask(watched.replica.port, "GET", "after") == b"1"
     await connection.close()
@@ -97,13 +98,7 @@ async def test_a_primary_that_is_demoted_alive_is_left_for_its_successor(watched
     await asyncio.to_thread(watched.promote)
     wait_for(lambda: ask(watched.replica.port, "ROLE")[0] == b"master")
     wait_for(lambda: ask(watched.primary.port, "ROLE")[0] == b"slave")
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            await connection.execute("SET", "after", 1)
-            break
-        except UnavailableError:
-            await asyncio.sleep(0.05)
+    await patiently(lambda: connection.execute("SET", "after", 1))
     assert ask(watched.replica.port, "GET", "after") == b"1"
     assert await connection.execute_all([("GET", "after"), ("PING",)]) == [b"1", b"PONG"]
     await connection.close()
@@ -136,16 +131,6 @@ async def test_sentinels_that_are_all_away_are_told_at_once() -> None:
         await connection.execute("GET", "a")
     assert time.monotonic() - began_s < 1
     await connection.close()
-
-
-async def _epochs(hot: ValkeyHotState) -> object:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            return await hot.epochs(["acme"])
-        except UnavailableError:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.1)
 
 
 def _knows_replica(port: int) -> bool:

@@ -12,6 +12,7 @@ from services.adapters import valkey_log
 from services.adapters.topics import load_topics
 from services.adapters.valkey_log import UnsafeLogError, ValkeyLog
 from services.core.ports import GoneError, Outgoing, TopicDeclaration, TopicPartition, UnavailableError
+from tests.support.patience import patiently
 from tests.support.valkey import ValkeyServer
 
 TOPIC = TopicDeclaration("test.topic", 1, 60_000)
@@ -113,17 +114,10 @@ async def test_offsets_go_on_after_everything_was_trimmed_and_the_server_was_kil
         pass
     server.kill()
     server.start()
-    await publish_patiently(log, message(1))
+    # A connection that died with the server is noticed by the next call, which may fail.
+    await patiently(lambda: log.publish([message(1)]))
     async with aclosing(log.read({PLACE: 5})) as batches:  # type: ignore[type-var]
         assert [(each.offset, each.value) for each in await anext(batches)] == [(5, b"1")]
-
-
-async def publish_patiently(log: ValkeyLog, one: Outgoing) -> None:
-    """A connection that died with the server is noticed by the next call, which may fail."""
-    try:
-        await log.publish([one])
-    except UnavailableError:
-        await log.publish([one])
 
 
 async def test_a_reader_that_fell_behind_the_retention_is_told(log: ValkeyLog, client: redis.Redis) -> None:
