@@ -1,5 +1,6 @@
 #!/bin/sh
-# Puts Apache Kafka's jars, for the tests, into .tools/kafka/libs with Maven. Does nothing when they are there already.
+# Puts Apache Kafka's jars, for the tests, into .tools/kafka/libs with Maven, and what Java has loaded of them beside
+# them. Does nothing when they are there already. Needs what `tools/setup.sh dev` installs.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -15,7 +16,11 @@ has_java() {
   command -v java >/dev/null 2>&1 && [ "$(java_version)" -ge 17 ] 2>/dev/null
 }
 
-if has_java && [ "$(cat "$target/stamp" 2>/dev/null || true)" = "$wanted" ]; then
+is_there() {
+  [ "$(cat "$target/stamp" 2>/dev/null || true)" = "$wanted" ] && [ -e "$target/classes.jsa" ]
+}
+
+if has_java && is_there; then
   exit 0
 fi
 
@@ -40,4 +45,5 @@ echo "Fetching Apache Kafka's jars with Maven."
 rm -rf "$target"
 mkdir -p "$target"
 mvn -B -q -Dstyle.color=never -f "$pom" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$PWD/$target/libs"
+.venv/bin/python -m tests.support.kafka
 echo "$wanted" >"$target/stamp"
