@@ -1,6 +1,6 @@
 """How others overspend, block for nothing or lose count, one test each, as far as admission can prevent it.
 
-Those that the fold, the reaper, the outbox or the ledger prevent are tested with these.
+Those that the fold, the reaper, the outbox or the ledger prevent are tested with these; docs/invariants.md names all.
 """
 
 import asyncio
@@ -184,6 +184,17 @@ async def test_a_dated_name_that_slips_past_its_models_budget(there: World) -> N
     assert_refused(client, 402, "budget_exhausted", "bud_mini")
     facts = denials(there)[-1].facts
     assert (facts.model_requested, facts.model_priced) == ("gpt-4o-mini-2024-07-18", "gpt-4o-mini")
+
+
+async def test_a_repeated_client_request_id_that_is_refused_or_not_counted(there: World) -> None:
+    """Two calls that reach a vendor cost twice, whatever their client calls them; of none is more than one hold."""
+    dear = await hold_of(there, "dear")
+    await set_budgets(there, budget("bud_1", limit_nano=2 * dear))
+    named = {"x_request_id": "req-1", "x_client_request_id": "req-1", "idempotency_key": "req-1"}
+    assert [(await ask(there, **named)).status for _ in range(3)] == [200, 200, 402]
+    first, second = reservations(there)[-2:]
+    assert first.transaction_id != second.transaction_id
+    assert held_by(there, "bud_1") == 2 * dear
 
 
 async def test_a_fail_closed_gateway_that_lets_calls_through(there: World) -> None:

@@ -1,6 +1,7 @@
 """What the documents cite exists, and nothing in them was left to be filled in."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,23 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
+@cache
+def names_of_tests() -> set[str]:
+    modules = (REPOSITORY / "tests").rglob("test_*.py")
+    return {name for each in modules for name in re.findall(r"^ *(?:async )?def (test_\w+)", each.read_text(), re.M)}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_cited_tests_and_files_exist(document: Path) -> None:
     text = document.read_text()
     assert "PLACEHOLDER" not in text
     for folder, test in re.findall(
-        r"`(?:tests/)?((?:unit|property|contract|integration|chaos)/[\w/]+\.py)(?:::(\w+))?`", text
+        r"`(?:tests/)?((?:unit|property|contract|integration|chaos|simulation)/[\w/]+\.py)(?:::(\w+))?`", text
     ):
         path = REPOSITORY / "tests" / folder
         assert path.is_file(), folder
         assert not test or f"def {test}(" in path.read_text(), test
+    assert set(re.findall(r"`(?:…::)?(test_\w+)`", text)) <= names_of_tests()
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text):
         assert (document.parent / target).exists(), target
 
