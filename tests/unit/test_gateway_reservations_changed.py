@@ -54,15 +54,14 @@ class Slow(MemoryHotState):
 class Forgetful(MemoryAnswers):
     """What has ended is not kept as done while it `forgets`: whoever decided it is as good as gone.
 
-    How a hold was changed is refused so many times as `refused_sizes` says.
+    How a hold was changed is not kept while it `refuses_sizes`.
     """
 
     forgets = False
-    refused_sizes = 0
+    refuses_sizes = False
 
     async def finish(self, org: str, name: str, answer: Answer, keep_ms: int) -> Answer:
-        if self.refused_sizes and name.endswith("/size"):
-            self.refused_sizes -= 1
+        if self.refuses_sizes and name.endswith("/size"):
             raise AWAY
         if self.forgets and name.endswith("/end") and answer.status == 3:
             raise AWAY
@@ -131,12 +130,27 @@ async def test_many_changes_of_one_millisecond_are_told_as_the_last_one_left_it(
     assert there.settlement().held_nano == 800_000_000
 
 
-async def test_a_recorded_change_is_kept_through_a_connection_that_broke(there: World) -> None:
-    """Or its end would name what was held before, and be charged there."""
-    path = f"/{(await reserve(there)).json()['reservation_id']}"
-    answers_of(there).refused_sizes = 3
-    assert (await post(there, path + "/extend", {"amount_usd": "0.60"})).status == 200
-    assert (await post(there, path + "/release")).json()["held_usd"] == "0.600000000"
+async def test_a_change_is_kept_before_it_is_recorded(there: World) -> None:
+    """Or its end would name what was held before, and be charged to a budget that has let go of it."""
+    path = f"/{(await reserve(there, '0.40')).json()['reservation_id']}"
+    answers_of(there).refuses_sizes = True
+    assert (await post(there, path + "/extend", {"amount_usd": "0.60"})).status == 503
+    assert of_kind(there, HoldResized) == []
+    answers_of(there).refuses_sizes = False
+    await turn(there, CLAIM_MS)
+    assert (await post(there, path + "/release")).json()["held_usd"] == "0.400000000"
+    assert there.settlement().held_nano == 400_000_000
+
+
+async def test_a_change_that_is_kept_and_can_not_be_recorded_is_told_by_its_end(tmp_path: Path, ledger: Ledger) -> None:
+    outbox = SqliteOutbox(tmp_path / "other.sqlite", 100)
+    recorder = RefusingOutbox(outbox, lambda event: AWAY if isinstance(event, HoldResized) else None)
+    async with world(tmp_path, relay_transport=ledger, recorder=recorder) as built:
+        path = f"/{(await reserve(built, '0.40')).json()['reservation_id']}"
+        assert (await post(built, path + "/extend", {"amount_usd": "0.60"})).status == 503
+        await turn(built, CLAIM_MS)
+        assert (await post(built, path + "/settle", {"cost_usd": "0.10"})).json()["held_usd"] == "0.600000000"
+    outbox.close()
 
 
 async def test_a_change_that_may_still_come_keeps_the_next_one_waiting(there: World) -> None:

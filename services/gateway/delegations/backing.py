@@ -111,6 +111,7 @@ class Backing:
         hold_ms = part["ends_ms"] - self._clock.now_ms() + SETTLE_MS
         changed = await self._holding.resize(caller, held, held.held_nano, hold_ms, is_growing=False)
         if isinstance(changed, HoldResized):
+            self._holding.record(changed)
             await quietly(self._history.resized(held, changed))
             return
         ended = await ask_control(self._control.lapse(caller.org, part["budget_id"], caller.key.key_id))

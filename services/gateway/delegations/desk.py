@@ -15,7 +15,7 @@ from ulid import ULID
 
 from services.core import parts
 from services.core.codec_fields import format_time
-from services.core.events import CallFacts, Denial, Reservation, Settlement
+from services.core.events import CallFacts, Denial, HoldResized, Reservation, Settlement
 from services.core.hotstate import EXPIRY_PRODUCER
 from services.core.identity import DIMENSIONS
 from services.core.money import format_usd, parse_usd
@@ -294,7 +294,9 @@ class Desk:
         if past is not None and isinstance(past.first, Reservation) and past.settlement is None:
             with contextlib.suppress(RefusedError):
                 held_nano = past.first.held_nano
-                await self._holding.resize(caller, past.first, held_nano, SETTLE_MS, is_growing=False)
+                changed = await self._holding.resize(caller, past.first, held_nano, SETTLE_MS, is_growing=False)
+                if isinstance(changed, HoldResized):
+                    self._holding.record(changed)
 
     async def _known(self, caller: Caller, budget_id: str) -> Mapping[str, Any]:
         known = await ask_control(self._control.find(caller.org, budget_id))

@@ -1,9 +1,7 @@
 """Changes of what a reservation holds, and until when: one at a time, each told as it was (GW-10, P2)."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Final, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from services.core.events import Denial, HoldResized, Reservation
 from services.core.money import parse_usd
@@ -19,8 +17,6 @@ from services.gateway.reservations.told import NO_ROOM, OK
 from services.gateway.snapshots import HotClock
 
 _A = TypeVar("_A")
-# For a connection that has broken, or a server that restarts.
-_PAUSES_S: Final = (0.05, 0.2, 0.75)
 
 
 class Changes:
@@ -82,10 +78,13 @@ class Changes:
         if answer is None:
             raise _ended(first.transaction_id)
         if isinstance(answer, HoldResized):
-            await _kept(partial(self._history.resized, first, answer, past.change))
+            # Kept first: an end reads here what is held, and must name no budget that a recorded change has let go of.
+            # What is kept and not recorded is told of by the end itself.
+            await _kept(self._history.resized(first, answer, past.change))
+            self._holding.record(answer)
         if key is None:
             return answer
-        kept = await _kept(partial(self._history.extended, first, answer, key, request_hash))
+        kept = await _kept(self._history.extended(first, answer, key, request_hash))
         if kept is None:
             raise other_body(first.transaction_id)
         return kept
@@ -97,18 +96,10 @@ class Changes:
         return Told(NO_ROOM, told.refused(answer), headers)
 
 
-async def _kept(deed: Callable[[], Awaitable[_A]]) -> _A:
-    """What is kept; raises `RefusedError` (503) where nothing can be.
-
-    The change is recorded by then, so it is tried more than once: who ends the reservation reads here what is held.
-    """
-    for pause_s in _PAUSES_S:
-        try:
-            return await deed()
-        except UnavailableError:
-            await asyncio.sleep(pause_s)
+async def _kept(deed: Awaitable[_A]) -> _A:
+    """What is kept; raises `RefusedError` (503) where nothing can be."""
     try:
-        return await deed()
+        return await deed
     except UnavailableError as error:
         raise not_kept() from error
 

@@ -161,7 +161,7 @@ class Holding:
         is_growing: bool,
         last: HoldResized | None = None,
     ) -> HoldResized | Denial | None:
-        """Changes what is held, and until when; None when there is no such hold any more. A refusal is not recorded.
+        """Changes what is held, and until when; None when there is no such hold any more. Nothing of it is recorded.
 
         `last` is how the hold was changed before. One that grows is held against all that its facts fall under by now.
         """
@@ -214,15 +214,13 @@ class Holding:
             raise _turning_over()
         if not isinstance(answer, Admitted):
             raise rebuilding("the spend state is being rebuilt; try again in a second")
-        return self.record(
-            HoldResized(
-                transaction_id=request.reservation_id,
-                time_ms=answer.now_ms,
-                facts=facts,
-                held_nano=request.amount_nano,
-                charges=answer.charges,
-                expires_at_ms=answer.expires_at_ms,
-            )
+        return HoldResized(
+            transaction_id=request.reservation_id,
+            time_ms=answer.now_ms,
+            facts=facts,
+            held_nano=request.amount_nano,
+            charges=answer.charges,
+            expires_at_ms=answer.expires_at_ms,
         )
 
     def record(self, event: _E, producer: str | None = None) -> _E:
