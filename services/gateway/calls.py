@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import unquote_plus
 
@@ -100,13 +100,14 @@ class GovernedCalls:
             timing.read_ns = time.perf_counter_ns()
             took_ns = timing.read_ns - timing.identified_ns
             if took_ns > AT_ONCE_NS or await serving.admitter.view(identity.org) is not view:
-                identity = await serving.authenticator.identify(headers)
-                view = await serving.admitter.view(identity.org)
-                choice = self._chosen_anew(scope["method"], headers, asked_place, view, choice)
+                identity, view, choice = await self._anew(scope["method"], headers, asked_place, choice)
             request = RouteRequest(
                 choice.candidate.route, body, choice.candidate.params, query, headers.content_type, headers.forwarded
             )
             asked = await self._asked(identity, choice, request, view, headers, timing)
+            if asked.facts.lines:  # a vendor may have taken minutes to tell them
+                identity, view, _ = await self._anew(scope["method"], headers, asked_place, choice)
+                asked = replace(asked, identity=identity)
             call = await self._serving.admitter.admit(asked, view, timing)
         except RefusedError as refusal:
             self._serving.observer.denied(refusal.code)
@@ -120,9 +121,13 @@ class GovernedCalls:
         finally:
             serving.holds.end(hold)
 
-    def _chosen_anew(self, method: str, headers: CallHeaders, place: Place, view: OrgView, before: Choice) -> Choice:
-        """What is meant by the configuration of when the body was there. Raises `RefusedError`."""
+    async def _anew(
+        self, method: str, headers: CallHeaders, place: Place, before: Choice
+    ) -> tuple[Identity, OrgView, Choice]:
+        """Who asks, and what is meant, by what is in force now. Raises `RefusedError`."""
         connector = self._serving.connector
+        identity = await self._serving.authenticator.identify(headers)
+        view = await self._serving.admitter.view(identity.org)
         if not place.candidates:
             dialect = connector.spoken(view.snapshot, headers, place)
             place = unpriced_place(method, place, dialect, view, self._serving.table)
@@ -130,7 +135,7 @@ class GovernedCalls:
         now, then = choice.candidate, before.candidate
         if (now.dialect, now.route.billing) != (then.dialect, then.route.billing):
             raise rebuilding("the vendor's connection was changed while this request came; send it again")
-        return choice
+        return identity, view, choice
 
     async def _asked(
         self,

@@ -10,12 +10,12 @@ from services.core.backfill import is_span_of
 from services.core.budgets import Charge, FullRule, Proposal
 from services.core.hotstate import MAX_FIGURE, Admitted, Cold, HoldOption, HoldRequest, Refused
 from services.core.matching import BudgetIndex, limit_at, paying_ids, rule_beside
-from services.core.parts import BUDGET_PREFIX
+from services.core.parts import BUDGET_PREFIX, budget_of_key
 from services.core.ports import HotState, NotSentError, UnavailableError
 from services.core.reserve import left_out, only_watching
 from services.core.windows import parse_span
 from services.gateway.options import CallOption
-from services.gateway.refusal import RefusedError, rebuilding
+from services.gateway.refusal import RefusedError, rebuilding, require_part
 from services.gateway.releasing import Releases
 from services.gateway.sizing import HoldSize
 from services.gateway.snapshots import HotClock, OrgView, Snapshots
@@ -97,6 +97,11 @@ class Holder:
             self._clock.learn(answer.now_ms)
             self._snapshots.hint(view, answer.config_version)
             if isinstance(answer, Admitted):
+                try:
+                    await require_part_still(self._snapshots, view, answer, options[0].facts.identity.key_id)
+                except (RefusedError, asyncio.CancelledError):
+                    self.release(org, transaction_id)
+                    raise
                 return Held(options[answer.option], to_hold[answer.option], answer)
             if isinstance(answer, Refused):
                 return answer
@@ -119,6 +124,21 @@ class Holder:
     def release(self, org: str, transaction_id: str) -> None:
         """Takes a hold back that no call will end, off the call's way; its expiry would book money never spent."""
         self._releases.add(org, transaction_id)
+
+
+async def require_part_still(snapshots: Snapshots, view: OrgView, answer: Admitted, key_id: str) -> None:
+    """Raises `RefusedError` (503) where a part's key was given a hold by a configuration from before the part's end.
+
+    What a part holds is held for it until it is settled, soon after its end: who pays for a call after that? To be
+    asked of every hold, whose answer tells of the configuration that is in force in the very step.
+    """
+    if answer.config_version <= view.snapshot.version or budget_of_key(key_id) is None:
+        return
+    try:
+        view = await snapshots.since(view.snapshot.org, answer.config_version)
+    except UnavailableError as error:
+        raise rebuilding("this org's configuration can't be read right now; try again in a second") from error
+    require_part(view.budgets, key_id)
 
 
 async def _with_known_pasts(view: OrgView, options: tuple[CallOption, ...]) -> tuple[CallOption, ...]:

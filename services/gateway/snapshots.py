@@ -134,6 +134,20 @@ class Snapshots:
         view = self._views.get(org)
         return view if view is not None else await self._load(org)
 
+    async def since(self, org: str, config_version: int) -> OrgView:
+        """The view of an org by what control has published as `config_version`, or after that.
+
+        The last one, where that can't be read. Raises `UnavailableError` when it can't be had.
+        """
+        view = await self.view(org)
+        for _ in range(2):  # a load that was under way may have begun before the publication
+            if max(view.snapshot.version, self._unreadable.get(org, 0)) >= config_version:
+                return view
+            view = await self._load(org)
+        if view.snapshot.version < config_version:
+            raise UnavailableError(f"version {config_version} of org {org}'s configuration is not there")
+        return view
+
     def hint(self, view: OrgView, config_version: int) -> None:
         """Tells of a version seen elsewhere; a newer one than the view's is fetched at once, if it can be read."""
         if config_version > max(view.snapshot.version, self._unreadable.get(view.snapshot.org, 0)):

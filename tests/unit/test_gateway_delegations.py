@@ -13,6 +13,7 @@ from services.core.events import Settlement
 from services.core.hotstate import HoldRequest, ReserveAnswer
 from services.core.identity import KEY_PREFIX, KeyRecord, hash_key
 from services.core.ports import TimedOutError
+from tests.support import reservations
 from tests.support.asgi import Client, request
 from tests.support.delegations import ANSWER, Nobody, Scene, budget_of, scene_at
 from tests.support.gateway import AWAY, DAY, PEPPER, ScriptedAnswer, until
@@ -118,6 +119,29 @@ async def test_a_part_with_an_open_call_is_settled_after_it(scene: Scene) -> Non
     await scene.fold()
     await scene.reap(after_ms=31_000)
     assert scene.figures(budget_id) == (60_000_000, 0)
+
+
+@pytest.mark.parametrize("is_reservation", [False, True])
+async def test_what_is_held_for_a_part_after_its_end_by_a_gateway_that_stalled_is_taken_back(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, is_reservation: bool
+) -> None:
+    """Its part may be settled by then, and nothing that it was carved from would pay."""
+    budget_id = await budget_of(scene)
+    part = await scene.delegate(budget_id, "0.60")
+    there, reserve = scene.there, scene.there.hot_state.reserve
+
+    async def when_it_has_ended(request: HoldRequest) -> ReserveAnswer:
+        await scene.control.end(part["budget_id"])
+        return await reserve(request)
+
+    monkeypatch.setattr(there.hot_state, "reserve", when_it_has_ended)
+    if is_reservation:
+        key = {"authorization": f"Bearer {part['key']}"}
+        assert (await reservations.post(there, "", {"amount_usd": "0.30"}, **key)).status == 503
+    else:
+        assert await scene.spend(part["key"], 500_000) == 503
+    assert there.vendor.requests == []
+    await until(lambda: scene.figures(part["budget_id"]) == (0, 0))
 
 
 async def test_two_reapers_settle_a_part_once(scene: Scene) -> None:

@@ -49,6 +49,32 @@ async def test_the_answers_pass_unchanged_and_the_vendor_has_its_usual_time(ther
     assert (seen.content, there.settlements()[0].cost_nano) == (ENDED.encode(), COST_NANO)
 
 
+async def test_who_may_submit_is_asked_again_once_the_file_is_there(there: There) -> None:
+    """It may have taken minutes: a key that was revoked in them buys nothing any more."""
+    gate = asyncio.Event()
+    there.world.answer(ScriptedAnswer([gate, jsonl(line("a"))]))
+    submitting = asyncio.create_task(there.world.call(SUBMITTED, path="/v1/batches"))
+    await until(lambda: there.world.vendor.requests)
+    await there.world.org.revoke_key(there.world.key)
+    await there.world.sync()
+    gate.set()
+    assert (await submitting).status == 401
+    assert [each.method for each in there.world.vendor.requests] == ["GET"]
+    assert (there.world.held_nano(), there.world.events()) == (0, [])
+
+
+async def test_a_batch_is_held_by_the_budgets_of_when_its_file_was_there(there: There) -> None:
+    gate = asyncio.Event()
+    there.world.answer(ScriptedAnswer([gate, jsonl(line("a"))]))
+    submitting = asyncio.create_task(there.world.call(SUBMITTED, path="/v1/batches"))
+    await until(lambda: there.world.vendor.requests)
+    await there.world.org.set_budget("0.00")
+    await there.world.sync()
+    gate.set()
+    assert (await submitting).status == 402
+    assert [each.method for each in there.world.vendor.requests] == ["GET"]
+
+
 async def test_a_job_is_kept_when_the_hot_state_comes_back(there: There) -> None:
     there.jobs.fails += ["keep"]
     client = await there.submit()

@@ -22,7 +22,7 @@ from services.core.money import format_usd
 from services.core.ports import HotState, NotSentError, OutboxEvent, OutboxFullError, UnavailableError
 from services.core.reserve import left_out, only_watching
 from services.gateway.deny import by_closed_cap, name_full, outlook
-from services.gateway.hold import has_ended_part, held_now
+from services.gateway.hold import has_ended_part, held_now, require_part_still
 from services.gateway.plain_api import Caller, away
 from services.gateway.record import Recorder
 from services.gateway.refusal import RefusedError, backlog, names_no_session, rebuilding, require_part
@@ -99,7 +99,7 @@ class Holding:
             if isinstance(answer, Refused):
                 return self.record(_denial(caller, reservation_id, facts, amount_nano, answer))
             if isinstance(answer, Admitted):
-                return await self._record_hold(request, facts, answer, is_repeatable=is_repeatable)
+                return await self._record_hold(caller, request, facts, answer, is_repeatable=is_repeatable)
             now_ms = answer.now_ms
         raise _turning_over()
 
@@ -118,7 +118,7 @@ class Holding:
         return RefusedError(400, "session_required", message, param=self._session_header)
 
     async def _record_hold(
-        self, request: HoldRequest, facts: CallFacts, answer: Admitted, *, is_repeatable: bool
+        self, caller: Caller, request: HoldRequest, facts: CallFacts, answer: Admitted, *, is_repeatable: bool
     ) -> Reservation:
         # A hold that was there already was admitted then, maybe under another configuration and at other prices: its
         # reservation is told as it was.
@@ -142,11 +142,12 @@ class Holding:
             would_block=only_watching(request.proposals, answer.standings),
         )
         try:
+            await require_part_still(self._snapshots, caller.view, answer, facts.identity.key_id)
             return self.record(reservation)
-        except RefusedError:
+        except (RefusedError, asyncio.CancelledError) as error:
             if not is_repeatable:
                 self._release(request.org, request.reservation_id)
-            elif found is None:  # else another gateway has made and recorded it
+            elif found is None and isinstance(error, RefusedError):  # else another gateway has made and recorded it
                 # Once, and before anybody asks again: a later one could take from them what they have found.
                 await quietly(self._hot_state.release(request.org, request.reservation_id))
             raise
