@@ -37,6 +37,9 @@ UNDERESTIMATES = Counter(
 )
 OUTBOX_SIZE = Gauge("farthing_outbox_events", "Events waiting to be published.")
 PENDING_RELEASES = Gauge("farthing_pending_releases", "Holds of calls that were refused, still to be taken back.")
+PENDING_SETTLEMENTS = Gauge(
+    "farthing_pending_settlements", "Settlements that the outbox's disk has refused, still to be recorded."
+)
 PUBLISHED = Counter("farthing_published_events_total", "Events the log has acknowledged.")
 PUBLISH_FAILURES = Counter("farthing_publish_failures_total", "Publications that will be tried again.")
 SNAPSHOT_AGE = Gauge(

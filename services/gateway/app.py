@@ -147,6 +147,7 @@ async def _run_until_stopped(
         looking.cancel()
         await asyncio.wait({looking}, timeout=_JOBS_S)
         await asyncio.gather(assembly.finish_jobs(_JOBS_S), assembly.releases.finish(_JOBS_S))
+        await assembly.settlements.finish()
         if not await publisher.drain(_DRAIN_S):
             log.warning(
                 "outbox_not_empty", events=outbox.size(), reason="the log did not take them in time; they are kept"
@@ -191,6 +192,7 @@ async def _keep_gauges(outbox: SqliteOutbox, assembly: Assembly) -> None:
     while True:
         telemetry.OUTBOX_SIZE.set(outbox.size())
         telemetry.PENDING_RELEASES.set(assembly.releases.pending)
+        telemetry.PENDING_SETTLEMENTS.set(assembly.settlements.pending)
         age_s = assembly.snapshots.age_s()
         if age_s is not None:
             telemetry.SNAPSHOT_AGE.set(age_s)

@@ -49,6 +49,7 @@ from services.gateway.routes import Gateway, Surface
 from services.gateway.settle import Settler
 from services.gateway.snapshots import HotClock, Snapshots
 from services.gateway.table import RouteTable
+from services.gateway.unrecorded import Settlements
 from services.gateway.vendors.registry import DIALECTS
 
 # A hot state that has not been reached for this long is taken to be away.
@@ -107,6 +108,7 @@ class Assembly:
     watch: Watch
     holds: LiveHolds
     releases: Releases
+    settlements: Settlements
 
     async def finish_jobs(self, timeout_s: float) -> None:
         """Waits for jobs that are being kept or settled, once no more calls are served."""
@@ -124,7 +126,7 @@ def assemble(ports: Ports, options: Options) -> Assembly:
     )
     connector = Connector(ports.open_sealed, options.sandbox_url, options.default_vendor, prefix)
     calibration = Calibration()
-    releases = Releases(ports.hot_state)
+    releases, settlements = Releases(ports.hot_state), Settlements(ports.outbox)
     admitter = Admitter(
         snapshots=snapshots,
         clock=clock,
@@ -154,7 +156,7 @@ def assemble(ports: Ports, options: Options) -> Assembly:
                 snapshots,
             ),
             holds=holds,
-            settler=Settler(ports.outbox, ports.observer, calibration),
+            settler=Settler(settlements, ports.observer, calibration),
             free=free,
             watch=watch,
             submissions=Submissions(fetcher, connector, max_bytes=options.max_response_bytes, timeout_s=timeout_s),
@@ -177,7 +179,7 @@ def assemble(ports: Ports, options: Options) -> Assembly:
         interval_s=options.job_poll_interval_s,
     )
     app = Gateway(_surface(ports, options, table, calls, authenticator, snapshots, clock, releases))
-    return Assembly(app, snapshots, admitter, poller, keeper, watch, holds, releases)
+    return Assembly(app, snapshots, admitter, poller, keeper, watch, holds, releases, settlements)
 
 
 def _surface(

@@ -5,24 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-import structlog
-
 from services.core.budgets import Standing
 from services.core.calibrate import Calibration
 from services.core.estimate import Bound, unseen_tokens, within_bound
 from services.core.events import ComponentCost, Outcome, Settlement, UsageSource
 from services.core.money import format_usd
-from services.core.ports import OutboxEvent, OutboxFullError, UnavailableError
 from services.core.pricing import price_usage, unpriced_contexts, unpriced_counts
 from services.gateway.admit import AdmittedCall
 from services.gateway.extend import covered_tokens
 from services.gateway.meter import Metered
 from services.gateway.observe import Observer, event_headers
 from services.gateway.options import calibration_key
-from services.gateway.record import Recorder
+from services.gateway.unrecorded import Settlements
 from services.gateway.vendors import RequestFacts
-
-log = structlog.get_logger()
 
 NOTHING_USED: Final = Metered({}, "none", complete=True)
 
@@ -51,8 +46,8 @@ class Settled:
 class Settler:
     """Writes settlements. Never waits, so that no cancellation can come between a call's end and its record."""
 
-    def __init__(self, outbox: Recorder, observer: Observer, calibration: Calibration) -> None:
-        self._outbox = outbox
+    def __init__(self, settlements: Settlements, observer: Observer, calibration: Calibration) -> None:
+        self._settlements = settlements
         self._observer = observer
         self._calibration = calibration
 
@@ -87,16 +82,7 @@ class Settler:
             parent_charged=call.parent_charged,
             admitted_at_ms=call.admitted_at_ms,
         )
-        try:
-            self._outbox.append([OutboxEvent(settlement, event_headers(call.span))])
-        except (OutboxFullError, UnavailableError) as error:
-            # The hold stays, and its expiry books the estimate: caps are tighter than need be, never looser.
-            log.error(
-                "settlement_not_recorded",
-                transaction_id=call.transaction_id,
-                cost_usd=format_usd(cost_nano),
-                reason=str(error),
-            )
+        self._settlements.record(settlement, event_headers(call.span))
         self._observer.settled(call.target.vendor, outcome, cost_nano)
         if cost_nano > call.held_nano:
             self._observer.underestimated(call.target.vendor, call.estimate_mode)

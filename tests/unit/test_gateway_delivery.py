@@ -239,6 +239,7 @@ async def test_a_settlement_that_cannot_be_recorded_does_not_cost_the_client_its
         client = await there.call()
         assert (client.status, client.content) == (200, WHOLE_ANSWER)
         assert len(there.hot_state.store.state("default").holds) == 1, "its expiry will book the estimate"
+        await there.assembly.settlements.finish()
     real.close()
 
 
