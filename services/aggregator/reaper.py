@@ -1,5 +1,6 @@
 """Holds that outlived their time end by an event, so that hot state and ledger learn of it in the same way."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -102,7 +103,10 @@ class Reaper:
             _log.error("unreadable_hold", org=org, transaction_id=hold.reservation_id, reason=reason)
         self._unreadable[org] = now_ms, names | {hold.reservation_id}
         text = f"hold {hold.reservation_id} is over its time and can't be read: {reason}"
-        await self._alarms.set(org, text, again=True)  # another process, which was never handed it, may have cleared it
+        # Another process, which was never handed it, may have cleared it. Where alarms can't be kept right now no other
+        # org waits for that: this hold is handed out again when its claim lapses.
+        with contextlib.suppress(UnavailableError):
+            await self._alarms.set(org, text, again=True)
 
     async def _look_for_ended(self) -> None:
         """Clears the alarm of holds that are due no more, those of an earlier process as well."""

@@ -3,7 +3,9 @@
 import contextlib
 
 from services.core.ports import UnavailableError
+from services.core.snapshot import Target
 from services.core.vendor_port import VendorResponse
+from services.gateway.admit import AdmittedCall
 from services.gateway.forward import Forwarder, VendorFailedError
 from services.gateway.headers import Headers
 from services.gateway.move import Mover
@@ -44,15 +46,12 @@ class Fallbacks:
                 if error.was_sent:
                     raise
                 failure = error
-            moved = None
-            async with hold.turn():
-                while targets and moved is None:
-                    # A vendor may have taken minutes to fail: limits of now decide, where they can be had.
-                    with contextlib.suppress(UnavailableError):
-                        view = await self._snapshots.view(view.snapshot.org)
-                    moved = await self._mover.move(call, view, targets.pop(0))
-                if moved is not None:
-                    self._holds.move(hold, moved)
+            try:
+                moved = await self._moved(hold, call, view, targets)
+            except BaseException:
+                if response is not None:
+                    await response.close()
+                raise
             if moved is None:
                 if response is not None:
                     return response
@@ -61,3 +60,18 @@ class Fallbacks:
             if response is not None:
                 await response.close()
             call = moved
+
+    async def _moved(
+        self, hold: LiveHold, call: AdmittedCall, view: OrgView, targets: list[Target]
+    ) -> AdmittedCall | None:
+        """The call at the first of the targets that can take it, which are used up on the way; None where none can."""
+        moved = None
+        async with hold.turn():
+            while targets and moved is None:
+                # A vendor may have taken minutes to fail: limits of now decide, where they can be had.
+                with contextlib.suppress(UnavailableError):
+                    view = await self._snapshots.view(view.snapshot.org)
+                moved = await self._mover.move(call, view, targets.pop(0))
+            if moved is not None:
+                self._holds.move(hold, moved)
+        return moved

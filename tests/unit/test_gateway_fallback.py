@@ -353,6 +353,27 @@ async def test_an_answer_that_is_given_up_for_another_is_closed(there: World) ->
     assert all(each.closed for each in answers)
 
 
+async def test_so_is_one_whose_caller_is_cut_off_before_another_is_asked(
+    there: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await set_up(there, CHEAP)
+    answers = failing(500, 500, 500)
+    there.answer(*answers)
+    asked = asyncio.Event()
+
+    async def never(_request: HoldRequest) -> ReserveAnswer | None:
+        asked.set()
+        await asyncio.Event().wait()
+        return None
+
+    monkeypatch.setattr(there.hot_state, "resize", never)
+    calling = asyncio.create_task(there.call(x_spend_agent="ada"))
+    await asked.wait()
+    calling.cancel()
+    await asyncio.wait({calling})
+    assert all(each.closed for each in answers)
+
+
 MESSAGE = (
     b'{"type":"message","model":"small","content":[],"stop_reason":"end_turn","usage":{"input_tokens":10,'
     b'"output_tokens":5}}'

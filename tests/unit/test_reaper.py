@@ -34,11 +34,11 @@ async def world() -> World:
     return world
 
 
-async def hold(world: World, name: str, context: str | None = None) -> ReserveAnswer:
+async def hold(world: World, name: str, context: str | None = None, org: str = "default") -> ReserveAnswer:
     """What a gateway does when it admits a call."""
     proposals = tuple(Proposal(each.budget_id, each.scope, parse_span(each.window), 10**12) for each in CHARGES)
     facts = encode_facts(Caller(NOW_MS).facts) if context is None else context
-    return await world.hot.reserve(HoldRequest("default", name, 1000, proposals, HOLD_MS, facts))
+    return await world.hot.reserve(HoldRequest(org, name, 1000, proposals, HOLD_MS, facts))
 
 
 def figures(world: World) -> tuple[int, int]:
@@ -293,6 +293,28 @@ async def test_an_org_whose_server_is_away_stops_no_other_and_is_told(world: Wor
     reaper = Reaper(world.log, PartlyAway(lambda: world.clock_ms, world.store), world.directory, parts.told)
     with pytest.raises(UnavailableError, match="that server is away"):
         await reaper.reap()
+    [message] = world.log.messages(world.settlements)
+    assert decode(message.value).event.transaction_id == "txn_1"
+
+
+async def test_an_alarm_that_can_not_be_kept_holds_up_no_other_org(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper_module, "_log", structlog.get_logger())
+    world.store.published.clear()
+    await world.publish_org("acme")
+    await world.publish_org()
+    parts = world.parts()
+    await parts.rebuilder.rebuild_cold()
+    await hold(world, "txn_0", "{}", "acme")
+    await hold(world, "txn_1")
+    world.clock_ms += HOLD_MS
+
+    async def away(_name: str, _text: str) -> None:
+        raise UnavailableError("the server of the alarms is away")
+
+    monkeypatch.setattr(world.hot, "set_alarm", away)
+    await parts.reaper.reap()
     [message] = world.log.messages(world.settlements)
     assert decode(message.value).event.transaction_id == "txn_1"
 
