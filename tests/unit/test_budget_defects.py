@@ -1,6 +1,6 @@
 """How others overspend, block for nothing or lose count, one test each, as far as admission can prevent it.
 
-Those that the fold, the reaper, the outbox or the ledger prevent are tested with these; docs/invariants.md names all.
+Those that the fold, the reaper, the outbox or the ledger prevent are tested with these; docs/defects.md names all.
 """
 
 import asyncio
