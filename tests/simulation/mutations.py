@@ -66,10 +66,10 @@ def window_decided_twice() -> Iterator[None]:
     """The fold takes the window of its own time, and not the one that the call was admitted to."""
     real = fold._apply_step
 
-    def apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
+    def apply_step(state: OrgState, step: FoldStep, now_ms: int) -> bool:
         if step.kind in ("settle", "expire"):
             step = replace(step, charges=tuple(_at(each, now_ms) for each in step.charges))
-        real(state, step, now_ms)
+        return real(state, step, now_ms)
 
     with patch.object(fold, "_apply_step", apply_step):
         yield
@@ -91,11 +91,11 @@ def expiry_without_state_check() -> Iterator[None]:
     """An expiry books its hold whether it has been settled meanwhile or not."""
     real = fold._apply_step
 
-    def apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
+    def apply_step(state: OrgState, step: FoldStep, now_ms: int) -> bool:
         hold = state.holds.get(step.reservation_id)
         if step.kind == "expire" and hold is not None and hold.phase != "held":
             del state.holds[step.reservation_id]
-        real(state, step, now_ms)
+        return real(state, step, now_ms)
 
     with patch.object(fold, "_apply_step", apply_step):
         yield
@@ -106,12 +106,12 @@ def refund_twice() -> Iterator[None]:
     """What an expiry had booked is given back twice when the call settles late."""
     real = fold._apply_step
 
-    def apply_step(state: OrgState, step: FoldStep, now_ms: int) -> None:
+    def apply_step(state: OrgState, step: FoldStep, now_ms: int) -> bool:
         hold = state.holds.get(step.reservation_id)
         if step.kind == "settle" and hold is not None and hold.phase == "expired":
             for charge in hold.charges:
                 fold._add_spent(state, charge, -hold.booked_nano, now_ms)
-        real(state, step, now_ms)
+        return real(state, step, now_ms)
 
     with patch.object(fold, "_apply_step", apply_step):
         yield
