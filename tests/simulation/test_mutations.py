@@ -5,7 +5,7 @@ import pytest
 from tests.simulation.mutations import BACKFILL_MUTATIONS, MUTATIONS
 from tests.simulation.run import run_seeds
 
-# All of these are through in less than a minute.
+# A minute, in seeds: a second has ten and more of them, and unlike a second they are the same on any machine.
 WITHIN = 300
 
 
@@ -16,4 +16,4 @@ def test_a_planted_bug_is_caught_within_a_minute(name: str) -> None:
         tally = run_seeds(range(WITHIN), until_failed=True, with_backfills=name in BACKFILL_MUTATIONS)
     assert tally.failed, f"{name!r} went unnoticed in {WITHIN} seeds"
     ((seed, findings),) = tally.failed.items()
-    assert {promise for promise, _ in findings} & set(promises), f"seed {seed}: {findings[:3]}"
+    assert findings[0][0] in promises, f"seed {seed}: {findings[:3]}"
