@@ -3,11 +3,15 @@
 ``python -m tests.property.twin_soak`` walks on.
 """
 
+from unittest.mock import patch
+
 import pytest
 
 from services.adapters.valkey import ValkeyHotState
 from services.adapters.valkey_scripts import Script
-from tests.support.twin_walk import walk
+from services.core import reserve
+from services.core.hotstate import HoldRequest, OrgState, ReserveAnswer
+from tests.support.twin_walk import Alter, walk
 
 STEPS = 50_000
 SEED = 20_260_101
@@ -154,21 +158,37 @@ PLANTED = {
 }
 
 
-@pytest.mark.timeout(900)
-async def test_the_twins_are_alike_at_every_one_of_many_steps(valkey_url: str) -> None:
-    assert await walk(valkey_url, SEED, STEPS) == STEPS
-
-
-@pytest.mark.parametrize("planted", PLANTED)
-async def test_a_walk_finds_a_planted_bug(valkey_url: str, planted: str) -> None:
-    name, line, wrong = PLANTED[planted]
-
+def _planting(name: str, line: str, wrong: str) -> Alter:
     def plant(hot: ValkeyHotState) -> None:
         source = hot._scripts[name].source
         assert source.count(line) == 1
         hot._scripts = {**hot._scripts, name: Script.of(source.replace(line, wrong))}
 
+    return plant
+
+
+@pytest.mark.timeout(900)
+async def test_the_twins_answer_alike_at_every_one_of_many_steps(valkey_url: str) -> None:
+    assert await walk(valkey_url, SEED, STEPS) == STEPS
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+async def test_a_walk_finds_a_planted_bug(valkey_url: str, planted: str) -> None:
     with pytest.raises(AssertionError, match=r"^seed \d+, step \d+ of \d+ "):
+        await walk(valkey_url, SEED_FOR_PLANTED, 12_000, _planting(*PLANTED[planted]))
+
+
+async def test_a_walk_finds_what_both_twins_do_wrong(valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hold that grows asks nobody for room: the twins are alike, and above the limit (P1)."""
+    resize = reserve.resize
+
+    def resize_unchecked(state: OrgState, request: HoldRequest, now_ms: int) -> ReserveAnswer | None:
+        with patch.object(reserve, "_choose", lambda proposals, *_: (list(proposals), [])):
+            return resize(state, request, now_ms)
+
+    monkeypatch.setattr(reserve, "resize", resize_unchecked)
+    plant = _planting("resize", "if grows and not has_room(ARGV[at + 3], spent, held, amount) then", "if false then")
+    with pytest.raises(AssertionError, match=r"^seed \d+, step \d+ of \d+ \(\w+\): past its limit: "):
         await walk(valkey_url, SEED_FOR_PLANTED, 12_000, plant)
 
 

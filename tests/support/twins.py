@@ -6,7 +6,7 @@ that, too, and what must hold of either. What is done is drawn by `twin_steps` a
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,7 +14,7 @@ from services.adapters.valkey import ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
 from services.core import fold
 from services.core import reserve as reserving
-from services.core.budgets import Proposal
+from services.core.budgets import Charge, FullRule, Proposal
 from services.core.hotstate import (
     MAX_FIGURE,
     SESSION_IDLE_MS,
@@ -37,6 +37,9 @@ ORG: Final = "acme"
 # In 2096, so that nothing expires in Valkey by its own clock while the twins turn another.
 START_MS: Final = 4_000_000_000_000
 TOPICS: Final = ("spend.reservations.v1", "spend.settlements.v1")
+
+# A budget, and its window or its ring.
+Slot = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,13 @@ class Twins:
 
     async def resize(self, request: HoldRequest) -> None:
         self._asked_nano += request.amount_nano
+        hold = self.state.holds.get(request.reservation_id)
+        before = Counter[Slot]() if hold is None else held_by(hold.amounts())
         expected = reserving.resize(self.state, request, self.now_ms)
         found = await self.valkey.resize(request)
         assert found == expected, (found, expected)
+        if isinstance(found, Admitted):
+            self._assert_grown_within_limits(request, found, before)
 
     async def release(self, name: str) -> None:
         expected = reserving.release(self.state, name, self.now_ms)
@@ -219,21 +226,30 @@ class Twins:
 
     def _assert_fits(self, request: HoldRequest, answer: Admitted) -> None:
         """P1, said once more, without the code that decides: no budget that refuses is charged past its limit."""
-        option = reserving.options_of(request)[answer.option]
-        rules = {each.budget_id: each.full_rule for each in option.proposals}
+        rules = rules_of(reserving.options_of(request)[answer.option].proposals, answer)
         for each in answer.standings:
-            assert each.remaining_nano >= 0 or rules[each.budget_id] == "pass", each
-        left_out = set(rules) - {each.budget_id for each in answer.charges}
-        assert all(rules[budget_id] == "parent" for budget_id in left_out), left_out
+            assert each.remaining_nano >= 0 or rules[each.budget_id] == "pass", f"past its limit: {each}"
+
+    def _assert_grown_within_limits(self, request: HoldRequest, answer: Admitted, before: Counter[Slot]) -> None:
+        """P1 where a hold is changed: the same of each budget that holds more for the call than it did `before`.
+
+        What the hold implies is no part of that: it is held with room or without, for its limit is not known there.
+        """
+        hold = self.state.holds[request.reservation_id]
+        own = held_by((*((each, hold.amount_nano) for each in hold.charges), *hold.left))
+        implied = held_by((each, hold.amount_nano) for each in hold.implied)
+        rules = rules_of(request.proposals, answer)
+        for charge, each in zip(answer.charges, answer.standings, strict=True):
+            slot = slot_of(charge)
+            if own[slot] > before.get(slot, -1) and rules[each.budget_id] != "pass":
+                assert each.remaining_nano + implied[slot] >= 0, f"past its limit: {each}"
 
     def _assert_held_is_the_sum_of_open_holds(self) -> None:
-        held = Counter[tuple[str, str]]()
+        held = Counter[Slot]()
         for hold in self.state.holds.values():
             assert hold.phase == "held" or not (hold.implied or hold.left)
-            for charge, amount_nano in hold.amounts() if hold.phase == "held" else ():
-                span = parse_span(charge.window)
-                slot = f"{span.bucket_ms}:{span.count}" if isinstance(span, RollingSpan) else charge.window
-                held[charge.budget_id, slot] += amount_nano
+            if hold.phase == "held":
+                held.update(held_by(hold.amounts()))
         if self.is_saturated:
             return
         for (budget_id, window), figures in self.state.windows.items():
@@ -282,6 +298,28 @@ class Twins:
         for (_, bucket_ms, count), ring in self.state.rings.items():
             edges |= {(bucket + count + 1) * bucket_ms for bucket in ring.buckets}
         return sorted(edge for edge in edges if edge > self.now_ms)
+
+
+def slot_of(charge: Charge) -> Slot:
+    """The figures that a charge is held in: those of its budget's window, or of its ring, whatever the bucket."""
+    span = parse_span(charge.window)
+    return charge.budget_id, f"{span.bucket_ms}:{span.count}" if isinstance(span, RollingSpan) else charge.window
+
+
+def held_by(amounts: Iterable[tuple[Charge, int]]) -> Counter[Slot]:
+    """What is held in each of the figures."""
+    held = Counter[Slot]()
+    for charge, amount_nano in amounts:
+        held[slot_of(charge)] += amount_nano
+    return held
+
+
+def rules_of(proposals: Iterable[Proposal], answer: Admitted) -> dict[str, FullRule]:
+    """What becomes of a call that each budget has no room for; only those whose parents pay may have been left out."""
+    rules = {each.budget_id: each.full_rule for each in proposals}
+    left_out = set(rules) - {each.budget_id for each in answer.charges}
+    assert all(rules[budget_id] == "parent" for budget_id in left_out), left_out
+    return rules
 
 
 def drop_idle_sessions(state: OrgState, now_ms: int) -> None:
