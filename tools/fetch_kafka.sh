@@ -1,6 +1,6 @@
 #!/bin/sh
 # Puts Apache Kafka's jars, for the tests, into .tools/kafka/libs with Maven, and what Java has loaded of them beside
-# them. Does nothing when they are there already. Needs what `tools/setup.sh dev` installs.
+# them, where it can. Does nothing when they are there already. Needs what `tools/setup.sh dev` installs.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -16,11 +16,18 @@ has_java() {
   command -v java >/dev/null 2>&1 && [ "$(java_version)" -ge 17 ] 2>/dev/null
 }
 
-is_there() {
-  [ "$(cat "$target/stamp" 2>/dev/null || true)" = "$wanted" ] && [ -e "$target/classes.jsa" ]
+are_there() {
+  [ "$(cat "$target/stamp" 2>/dev/null || true)" = "$wanted" ]
 }
 
-if has_java && is_there; then
+# Brokers start without the classes, too, only slower: that this Java does not keep any stops nobody.
+keep_classes() {
+  [ -e "$target/classes.jsa" ] || .venv/bin/python -m tests.support.kafka >/dev/null 2>&1 ||
+    echo "No classes of Kafka's were kept, so its brokers start slower: .venv/bin/python -m tests.support.kafka says why."
+}
+
+if has_java && are_there; then
+  keep_classes
   exit 0
 fi
 
@@ -45,5 +52,5 @@ echo "Fetching Apache Kafka's jars with Maven."
 rm -rf "$target"
 mkdir -p "$target"
 mvn -B -q -Dstyle.color=never -f "$pom" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$PWD/$target/libs"
-.venv/bin/python -m tests.support.kafka
 echo "$wanted" >"$target/stamp"
+keep_classes

@@ -22,7 +22,8 @@ from tests.support.valkey import free_port
 
 HOME = (Path(__file__).parents[2] / ".tools" / "kafka").resolve()
 LIBRARIES = HOME / "libs"
-# A broker's classes as Java has them in memory. It starts without where they are not of this Java and these jars.
+# A broker's classes as Java has them in memory. It starts without them, too: where there are none, and where they are
+# not of this Java and these jars.
 CLASSES = HOME / "classes.jsa"
 CONFIGURATION = Path(__file__).with_name("kafka_broker")
 CLUSTER_ID = "ZmFydGhpbmctdGVzdHMtMQ"
@@ -31,15 +32,14 @@ CLUSTER_ID = "ZmFydGhpbmctdGVzdHMtMQ"
 class KafkaBroker:
     """A broker whose data is kept in `directory` over stops, kills and starts, on the same ports each time."""
 
-    def __init__(
-        self, directory: Path, port: int | None = None, *, classes: str = f"-XX:SharedArchiveFile={CLASSES}"
-    ) -> None:
-        """`classes` is Java's option of where those of the broker are taken from, or kept."""
+    def __init__(self, directory: Path, port: int | None = None, *, keeps: Path | None = None) -> None:
+        """A broker that `keeps` its classes takes none from where they are, and writes its own when it is stopped."""
         self.directory = directory
         self.port = port or free_port()
         self.controller_port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
-        self._java = [*java(), classes]
+        self._taking = [*java(), *([f"-XX:SharedArchiveFile={CLASSES}"] if CLASSES.exists() else [])]
+        self._java = [*java(), f"-XX:ArchiveClassesAtExit={keeps}"] if keeps else self._taking
 
     @property
     def bootstrap(self) -> str:
@@ -57,7 +57,7 @@ class KafkaBroker:
             if not (self.directory / "data").exists():
                 formatting = ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(properties)]
                 done = subprocess.run(
-                    [*self._java, *formatting], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
+                    [*self._taking, *formatting], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
                 )
                 assert done.returncode == 0, f"Kafka's storage could not be formatted:\n{self.log_tail()}"
             self.process = subprocess.Popen(
@@ -77,16 +77,19 @@ class KafkaBroker:
             self.process.wait()
             self.process = None
 
-    def stop(self) -> None:
-        """Ends the broker in good order."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.kill()
-            self.process = None
+    def stop(self) -> bool:
+        """Ends the broker in good order, and with SIGKILL when that takes too long; answers whether it was in order."""
+        if self.process is None:
+            return True
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        try:
+            status = self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+        self.process = None
+        return status >= 0
 
     def pause(self) -> None:
         """Stops the broker in its tracks, its connections open."""
@@ -141,12 +144,18 @@ async def _has_broker(bootstrap: str) -> bool:
 def keep_classes() -> None:
     """Starts a broker once and keeps the classes it loads, which halves what every later start takes.
 
-    See "Dynamic AppCDS" in the Java documentation, JEP 350.
+    An `AssertionError` says why none could be kept. See "Dynamic AppCDS" in the Java documentation, JEP 350.
     """
     made = CLASSES.with_suffix(f".{os.getpid()}")
-    with tempfile.TemporaryDirectory() as name, KafkaBroker(Path(name), classes=f"-XX:ArchiveClassesAtExit={made}"):
-        pass
-    made.replace(CLASSES)
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            broker = KafkaBroker(Path(name), keeps=made)
+            broker.start()
+            assert broker.stop(), "the broker did not live to keep all of its classes"
+            assert made.exists(), f"Java keeps no classes:\n{broker.log_tail()}"
+        made.replace(CLASSES)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def java() -> list[str]:
