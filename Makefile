@@ -31,7 +31,8 @@ soak:
 	@.venv/bin/python -m tests.chaos.soak --steps $(or $(STEPS),1000000) --seeds $(or $(SEEDS),100000) \
 		--rounds $(or $(ROUNDS),200) --report $(or $(REPORT),bench/results/soak.md) $(ARGS)
 
-# Compiles the tests, before three processes do so at once. What is wrong with them, the run will say.
+# Compiles the tests, most likely before three processes do so at once, for the rounds of chaos take longer than this.
+# What is wrong with them, the run will say.
 bytecode:
 	@env -u PYTHONDONTWRITEBYTECODE .venv/bin/pytest --collect-only -qq >/dev/null 2>&1 || true
 
