@@ -25,6 +25,7 @@ explore:
 		.venv/bin/pytest -q tests/property tests/unit/test_codec.py --hypothesis-profile=explore $(ARGS) || exit; done
 
 # The three rigs for an hour or two, and their report in bench/results/soak.md: make soak STEPS=1000 SEEDS=1000 ROUNDS=5
+# SEEDS are those of the main kind; of each other one there are a tenth as many.
 soak:
 	@tools/setup.sh dev
 	@tools/fetch_kafka.sh

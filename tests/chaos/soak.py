@@ -16,6 +16,12 @@ from typing import Any, Final
 from tests.chaos.rounds.report import page
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+# The kinds of seeds beside the main one, of which each has a tenth: what is in them, and how they are asked for.
+OTHER_KINDS: Final = (
+    ("calls alone", "--plain"),
+    ("budgets made in the midst of calls", "--backfills"),
+    ("a hot state that loses its last writes", "--rollbacks"),
+)
 
 
 def run_rig(name: str, module: str, *arguments: str) -> dict[str, Any]:
@@ -49,6 +55,15 @@ def _telling(said: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*(line for line in lines[:1] if line.startswith("seed")), *lines[-2:]]))
 
 
+def simulations(seeds: int, jobs: int) -> list[dict[str, Any]]:
+    """Runs so many seeds of the simulation, and a tenth as many (rounded up) of each other kind."""
+    module, of_jobs = "tests.simulation.run", ("--jobs", str(jobs))
+    rigs = [run_rig("simulation", module, "--seeds", str(seeds), *of_jobs)]
+    for kind, option in OTHER_KINDS:
+        rigs.append(run_rig(f"simulation: {kind}", module, option, "--seeds", str(-(-seeds // 10)), *of_jobs))
+    return rigs
+
+
 def rounds_of(place: Path, rounds: int, seed: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Runs the chaos rounds: how that ended, and their figures; none where it ended before it had any."""
     path = place / "rounds.json"
@@ -64,7 +79,7 @@ def main() -> int:
     """Exit status: 0 when every rig passed."""
     parser = argparse.ArgumentParser(description="Runs the three rigs and writes their report.")
     parser.add_argument("--steps", type=int, default=1_000_000, help="of the twins")
-    parser.add_argument("--seeds", type=int, default=100_000, help="of the simulation")
+    parser.add_argument("--seeds", type=int, default=100_000, help="of the simulation; a tenth of each other kind")
     parser.add_argument("--rounds", type=int, default=200, help="of chaos")
     parser.add_argument("--jobs", type=int, default=2, help="processes of the simulation")
     parser.add_argument("--seed", type=int, help="of the rounds")
@@ -72,7 +87,7 @@ def main() -> int:
     options = parser.parse_args()
     rigs = [
         run_rig("property", "tests.property.twin_soak", "--steps", str(options.steps)),
-        run_rig("simulation", "tests.simulation.run", "--seeds", str(options.seeds), "--jobs", str(options.jobs)),
+        *simulations(options.seeds, options.jobs),
     ]
     with tempfile.TemporaryDirectory() as place:
         chaos, told = rounds_of(Path(place), options.rounds, options.seed)

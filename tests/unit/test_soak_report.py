@@ -36,13 +36,19 @@ def test_what_was_found_is_in_the_figures_and_on_the_page() -> None:
 
 
 def test_the_report_is_written_when_every_rig_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
     def failing(name: str, module: str, *arguments: str) -> dict[str, object]:
+        ran.append((name, arguments))
         return {"name": name, "command": module, "status": 70, "told": "", "seconds": 1.0}
 
     report = tmp_path / "results" / "soak.md"
     monkeypatch.setattr(soak, "run_rig", failing)
-    monkeypatch.setattr("sys.argv", ["soak", "--report", str(report)])
+    monkeypatch.setattr("sys.argv", ["soak", "--seeds", "25", "--report", str(report)])
     assert soak.main() == 1
     text = report.read_text()
-    assert text.count("failed, exit status 70") == 3
+    assert text.count("failed, exit status 70") == len(ran) == 6
+    seeds = {name: arguments for name, arguments in ran if name.startswith("simulation")}
+    assert seeds["simulation"][:2] == ("--seeds", "25")
+    assert seeds["simulation: calls alone"][:3] == ("--plain", "--seeds", "3")
     assert "Where it ran" in text
