@@ -35,7 +35,7 @@ from services.core.hotstate import (
     ring_slot,
 )
 from services.core.reserve import add_held, figures_of, put, ring_of
-from services.core.windows import RollingSpan, parse_span
+from services.core.windows import CalendarSpan, RollingSpan, Span, parse_span
 
 
 class OffsetGapError(RuntimeError):
@@ -257,20 +257,33 @@ def _apply_implied(state: OrgState, step: FoldStep, before: Hold | None, may_end
     if before is not None and _has_ended(before, step):
         return
     booked_nano = 0 if before is None else before.booked_nano
-    named = set() if before is None else {_figures_named(each) for each in before.charges}
+    named = () if before is None else before.charges
     for charge in step.implied:
         _add_spent(state, charge, step.amount_nano, now_ms)
-        if _figures_named(charge) not in named:
+        if booked_nano and not _is_carried(charge, named):
             _add_spent(state, charge, -booked_nano, now_ms)
     hold = state.holds[step.reservation_id]
     if may_end_again and hold.forget_at_ms is not None:
         hold.forget_at_ms = max(hold.forget_at_ms, _forget_at_ms(step.implied, hold.phase, True, now_ms))
 
 
-def _figures_named(charge: Charge) -> tuple[object, ...]:
-    """Whose figures a charge is in, and which: those of a ring are one, whatever the bucket."""
-    span = parse_span(charge.window)
-    return ring_slot(charge.budget_id, span) if isinstance(span, RollingSpan) else (charge.budget_id, charge.window)
+def _is_carried(implied: Charge, named: Iterable[Charge]) -> bool:
+    """Whether an expiry that named those charges has booked nothing by implication where another ending implies this.
+
+    A budget that an event names is not implied by it (`backfill.ImpliedBudgets`): all buckets of a ring are one, and
+    of a calendar's spans one stands for all. Two that overlap are of two windows, one of which the budget had before.
+    That a span of before can lie beside one of now goes unseen: then too much is spent, never too little.
+    """
+    span, windows = parse_span(implied.window), [each.window for each in named if each.budget_id == implied.budget_id]
+    return any(_is_of_one_window(span, parse_span(each)) for each in windows)
+
+
+def _is_of_one_window(one: Span, other: Span) -> bool:
+    if isinstance(one, RollingSpan) and isinstance(other, RollingSpan):
+        return (one.bucket_ms, one.count) == (other.bucket_ms, other.count)
+    if isinstance(one, CalendarSpan) and isinstance(other, CalendarSpan):
+        return one == other or one.end_ms <= other.start_ms or other.end_ms <= one.start_ms
+    return one == other
 
 
 def _spent_in(state: OrgState, charge: Charge, now_ms: int) -> int:

@@ -67,12 +67,12 @@ PLANTED = {
     ),
     "an implied charge is spent again by a repeated ending": (
         "apply",
-        "  if phase == 'settled' or (phase == 'expired' and kind == 'expire') then\n    return\n  end\n  local named",
-        "  local named",
+        "  if phase == 'settled' or (phase == 'expired' and kind == 'expire') then\n    return\n  end\n  local words",
+        "  local words",
     ),
     "an expiry is taken back by implication from a budget that it had named": (
         "apply",
-        "if words and not named[figures_named(words[index])] then",
+        "if words and not is_carried(words[index], named) then",
         "if words then",
     ),
     "an implied charge is held on when its hold ends": (

@@ -370,6 +370,17 @@ def test_a_late_settlement_takes_an_expiry_back_once_where_only_that_had_named_a
     assert (spent(state)[1], state.windows["bud_ever", "l"].spent_nano) == (30, 30)
 
 
+def test_a_late_settlement_takes_nothing_back_where_its_expiry_named_a_later_window() -> None:
+    """As of a hold that grew after the turn of the day, and whose change was never recorded."""
+    state, next_day = live(), replace(DAY, window="c:172800000:259200000")
+    fold(state, step("restore", 0, 50, charges=()), step("expire", 1, 50, charges=(next_day,)))
+    fold(state, replace(step("settle", 2, 30, charges=()), implied=(DAY,)))
+    assert {window: each.spent_nano for (_, window), each in state.windows.items()} == {
+        DAY.window: 30,
+        next_day.window: 0,
+    }
+
+
 def test_a_late_settlement_takes_an_expiry_back_in_the_window_that_its_budget_has_by_now() -> None:
     """An event names the window that a budget had; the one that it has since is implied, beside that."""
     state = live()

@@ -141,9 +141,24 @@ local function apply_step(kind, producer, id, amount, context, expires, time, ho
   return may_end_again
 end
 
-local function figures_named(charge)
-  local ring = string.match(charge[3], '^(r:%d+:%d+):')
-  return charge[1] .. ' ' .. (ring or charge[3])
+local function is_of_one_window(one, other)
+  local ring = string.match(one, '^(r:%d+:%d+):')
+  if ring then
+    return ring == string.match(other, '^(r:%d+:%d+):')
+  end
+  local start, stop = string.match(one, '^c:(%d+):(%d+)$')
+  local other_start, other_stop = string.match(other, '^c:(%d+):(%d+)$')
+  return one == other
+    or start and other_start and (tonumber(stop) <= tonumber(other_start) or tonumber(other_stop) <= tonumber(start))
+end
+
+local function is_carried(implied, named)
+  for _, each in ipairs(named) do
+    if each[1] == implied[1] and is_of_one_window(each[3], implied[3]) then
+      return true
+    end
+  end
+  return false
 end
 
 -- Twin of core.fold's: the charges that an ending does not carry, when it is the one that counts.
@@ -152,13 +167,11 @@ local function apply_implied(kind, before, amount, hold_key, implied, implied_js
   if phase == 'settled' or (phase == 'expired' and kind == 'expire') then
     return
   end
-  local named, words = {}, booked ~= '0' and cjson.decode(implied_json)
-  for _, charge in ipairs(words and cjson.decode(before[3]) or {}) do
-    named[figures_named(charge)] = true
-  end
+  local words = booked ~= '0' and cjson.decode(implied_json)
+  local named = words and cjson.decode(before[3])
   for index, charge in ipairs(implied) do
     add_spent(charge.key, charge.span, amount, now)
-    if words and not named[figures_named(words[index])] then
+    if words and not is_carried(words[index], named) then
       add_spent(charge.key, charge.span, negative(booked), now)
     end
   end

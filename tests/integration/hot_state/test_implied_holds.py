@@ -22,7 +22,7 @@ from services.core.hotstate import (
     Refused,
 )
 from services.core.ports import TopicPartition
-from services.core.windows import LifetimeSpan, RollingSpan, SessionSpan
+from services.core.windows import CalendarSpan, LifetimeSpan, RollingSpan, SessionSpan
 from tests.support.hot_rig import CHARGE, EMPTY, NOW_MS, ORG, PLACE, SPAN, Rig, proposal, request_of, settle
 
 HOLDS = TopicPartition("spend.reservations.v1", 0)
@@ -300,3 +300,25 @@ async def test_a_late_settlement_takes_an_expiry_back_once_where_only_that_had_n
     standings = await rig.hot.peek(ORG, [OWN, PROPOSED_NEW, PROPOSED_NEWER])
     assert standings is not None
     assert [each.spent_nano for each in standings] == [25, 25, 25]
+
+
+async def test_a_late_settlement_takes_nothing_back_where_its_expiry_named_a_later_window(rig: Rig) -> None:
+    day = replace(NEW, window=SPAN.key())
+    next_day = replace(NEW, window=CalendarSpan(SPAN.end_ms, SPAN.end_ms + 86_400_000).key())
+    expired = replace(step("expire", 0, 40), charges=(CHARGE, next_day))
+    late = replace(step("settle", 1, 25), implied=(day,))
+    await rig.hot.apply(ORG, PLACE, [expired, late], 2)
+    windows = (await rig.state()).windows
+    assert windows["bud_new", day.window].spent_nano == 25
+    assert windows["bud_new", next_day.window].spent_nano == 0
+
+
+async def test_a_late_settlement_takes_an_expiry_back_in_the_window_that_its_budget_has_by_now(rig: Rig) -> None:
+    """Of which its span lies in, or around, the one that the expiry named."""
+    longer = replace(NEW, window=CalendarSpan(SPAN.start_ms, SPAN.end_ms + 86_400_000).key())
+    named = replace(NEW, window=SPAN.key())
+    expired = replace(step("expire", 0, 40, longer), charges=(CHARGE, named))
+    late = replace(step("settle", 1, 25, longer), charges=(CHARGE, named))
+    await rig.hot.apply(ORG, PLACE, [expired, late], 2)
+    windows = (await rig.state()).windows
+    assert [windows["bud_new", each.window].spent_nano for each in (named, longer)] == [25, 25]
