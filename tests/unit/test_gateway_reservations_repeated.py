@@ -339,6 +339,21 @@ async def test_an_extension_under_a_key_is_done_once(there: World) -> None:
     assert (await extend(there, path, "more-4", amount_usd="0.10")).status == 409
 
 
+async def test_an_extension_under_a_key_is_known_for_longer_than_it_has_made_the_hold(
+    there: World, ledger: Ledger
+) -> None:
+    """Done again, it would undo what another has changed since."""
+    path = f"/{(await reserve(there, hold_seconds=60)).json()['reservation_id']}"
+    first = await extend(there, path, "more-1", amount_usd="0.60", hold_seconds=20 * 86_400)
+    assert (await extend(there, path, "more-2", amount_usd="0.70")).status == 200
+    refused = await extend(there, path, "more-3", amount_usd="1.70")
+    ledger.events = there.events()
+    await turn(there, ANSWER_MS + HOUR_MS)
+    assert (await extend(there, path, "more-3", amount_usd="1.70")).json() == refused.json()
+    again = await extend(there, path, "more-1", amount_usd="0.60", hold_seconds=20 * 86_400)
+    assert (again.json(), there.held_nano()) == (first.json(), 700_000_000)
+
+
 async def test_the_same_key_of_two_api_keys_is_two_reservations(there: World) -> None:
     other = await there.org.make_key(team="ml")
     await there.sync()

@@ -84,7 +84,8 @@ class Changes:
             self._holding.record(answer)
         if key is None:
             return answer
-        kept = await _kept(self._history.extended(first, answer, key, request_hash))
+        left_ms = (answer if isinstance(answer, HoldResized) else last).expires_at_ms - self._clock.now_ms()
+        kept = await _kept(self._history.extended(first, answer, key, request_hash, left_ms))
         if kept is None:
             raise other_body(first.transaction_id)
         return kept

@@ -91,17 +91,20 @@ class History:
 
     async def resized(self, first: Reservation, event: HoldResized, after: int = 0) -> None:
         """Keeps how a hold was changed last: `after` the change of that number, be it within the same millisecond."""
-        await self._keep(first, event, _SIZE, "", max(event.time_ms, after + 1))
+        await self._keep(first, event, _SIZE, "", max(event.time_ms, after + 1), event.expires_at_ms - event.time_ms)
 
     async def extended_before(self, org: str, reservation_id: str, key: str) -> Answer | None:
         """How a change under a key of its own was answered."""
         return await self._answers.find(org, reservation_id + _EXTEND + key)
 
     async def extended(
-        self, first: Reservation, event: HoldResized | Denial, key: str, request_hash: str
+        self, first: Reservation, event: HoldResized | Denial, key: str, request_hash: str, left_ms: int
     ) -> HoldResized | Denial | None:
-        """Keeps how a change under a key was answered; what is kept, as of `opened`."""
-        kept = await self._keep(first, event, _EXTEND + key, request_hash)
+        """Keeps how a change under a key was answered, for longer than the `left_ms` that the hold has by now.
+
+        What is kept, as of `opened`.
+        """
+        kept = await self._keep(first, event, _EXTEND + key, request_hash, left_ms=left_ms)
         told = event_of(kept)
         return told if kept.request_hash == request_hash and isinstance(told, HoldResized | Denial) else None
 
@@ -165,12 +168,18 @@ class History:
         return None if fields is None else _past_of(dict(fields))
 
     async def _keep(
-        self, first: Reservation | Denial, event: Event, part: str, request_hash: str, status: int = _DONE
+        self,
+        first: Reservation | Denial,
+        event: Event,
+        part: str,
+        request_hash: str,
+        status: int = _DONE,
+        left_ms: int = 0,
     ) -> Answer:
         hold_ms = first.expires_at_ms - first.time_ms if isinstance(first, Reservation) else 0
         kept = Answer(request_hash, status, json.dumps(event_fields(event)))
         name = first.transaction_id + part
-        return await self._answers.finish(first.facts.identity.org, name, kept, ANSWER_MS + hold_ms)
+        return await self._answers.finish(first.facts.identity.org, name, kept, ANSWER_MS + max(hold_ms, left_ms))
 
 
 def has_happened(answer: Answer | None) -> bool:
