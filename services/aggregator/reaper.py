@@ -9,7 +9,7 @@ import structlog
 from services.aggregator.alarms import Alarms
 from services.aggregator.observe import Observer
 from services.aggregator.snapshots import Snapshots, UnreadableSnapshotError
-from services.aggregator.underway import Underway
+from services.aggregator.underway import Underway, Unfolded
 from services.core.budgets import Proposal
 from services.core.codec import decode_facts, to_message
 from services.core.codec_fields import UnreadableEventError
@@ -42,6 +42,7 @@ class Reaper:
         self._observer = observer
         self._snapshots = snapshots or Snapshots(directory)
         self._underway = Underway(log, hot)
+        self._unfolded = Unfolded(log, hot)
         self._alarms = Alarms(hot, observer, "unreadable_hold")
         # Of each org with holds that can't be read, which these are, and when one of them was last due.
         self._unreadable: dict[str, tuple[int, set[str]]] = {}
@@ -123,8 +124,12 @@ class Reaper:
     async def _ended_parts(
         self, org: str, parts: Sequence[tuple[DueHold, CallFacts, Proposal]], now_ms: int
     ) -> list[tuple[str, Outgoing]]:
-        """The settlements of parts that are over, by their holds. One with open calls is looked at again when its claim
-        lapses."""
+        """The settlements of parts that are over, by their holds.
+
+        One with open calls, or with some that may still have to be folded, is looked at again when its claim lapses.
+        """
+        folded = await self._unfolded.without(org, [hold.reservation_id for hold, _, _ in parts])
+        parts = [each for each in parts if each[0].reservation_id in folded]
         standings = await self._hot.peek(org, [part for _, _, part in parts])
         if standings is None:
             return []

@@ -1,15 +1,19 @@
-"""Endings that were published and are still to be folded: they are not published again and again meanwhile."""
+"""What is on the log and still to be folded: endings, not to be published again, and calls of parts that are over."""
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from services.core.events import Settlement
+from services.core.events import Reservation, Settlement
 from services.core.hotstate import CLAIM_MS, DueHold
 from services.core.ports import EventLog, HotState, TopicPartition
 
 MAX_KEPT: Final = 200_000
 # A hold that is still due is claimed again each `CLAIM_MS`; one that was not for this long has ended.
 KEPT_MS: Final = 20 * CLAIM_MS
+# How often, and with what pause, it is looked whether calls of parts are folded before their claims have to lapse.
+_TURNS: Final = 10
+_PAUSE_S: Final = 0.05
 
 _Key = tuple[str, str]
 _Offsets = Mapping[TopicPartition, int]
@@ -62,3 +66,41 @@ class Underway:
 
     def _oldest_ms(self) -> int:
         return next(iter(self._known.values()))[0]
+
+
+class Unfolded:
+    """What the log had of a part's calls when that was first looked at after its end.
+
+    Calls that have passed without a hold (GW-9) are in no figures before their events are folded: a part that ended
+    then would be settled without them, and what it was carved from would never be charged.
+    """
+
+    def __init__(self, log: EventLog, hot: HotState) -> None:
+        self._log = log
+        self._hot = hot
+        # Of each part the log's ends when it was first asked for.
+        self._until: dict[_Key, _Offsets] = {}
+
+    async def without(self, org: str, names: Sequence[str]) -> set[str]:
+        """Those of the parts whose calls have all been folded, as far as the log knew. Raises `UnavailableError`."""
+        topics = (Reservation.TOPIC, Settlement.TOPIC)
+        places = [TopicPartition(each, number) for each in topics for number in range(await self._log.partitions(each))]
+        ends = await self._log.end_offsets(places)  # before the fences: what comes meanwhile need not be in them
+        until = {name: self._until.pop((org, name), ends) for name in names}
+        folded: set[str] = set()
+        for turn in range(_TURNS):  # a fold that keeps up is some milliseconds behind
+            fences = await self._hot.fold_fences(places)
+            # A log that ends before that has lost it.
+            folded = {
+                name
+                for name, upto in until.items()
+                if all((fences[each] or 0) >= min(upto.get(each, 0), ends[each]) for each in places)
+            }
+            if len(folded) == len(until):
+                break
+            if turn < _TURNS - 1:
+                await asyncio.sleep(_PAUSE_S)
+        self._until |= {(org, name): upto for name, upto in until.items() if name not in folded}
+        while len(self._until) > MAX_KEPT:
+            del self._until[next(iter(self._until))]
+        return folded

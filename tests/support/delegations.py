@@ -126,10 +126,17 @@ class Control(httpx.AsyncBaseTransport):
 
 
 class Log:
-    """Takes what the reaper publishes."""
+    """Takes what the reaper publishes. Of its only partition it ends at `end`."""
 
     def __init__(self) -> None:
         self.messages: list[Outgoing] = []
+        self.end = 0
+
+    async def partitions(self, _topic: str) -> int:
+        return 1
+
+    async def end_offsets(self, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, self.end)
 
     async def publish(self, messages: Sequence[Outgoing]) -> None:
         self.messages += messages

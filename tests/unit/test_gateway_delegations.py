@@ -9,10 +9,11 @@ import pytest
 
 from services.aggregator.reaper import Reaper
 from services.core.budgets import Budget
-from services.core.events import Settlement
-from services.core.hotstate import HoldRequest, ReserveAnswer
+from services.core.events import Reservation, Settlement
+from services.core.hotstate import CLAIM_MS, HoldRequest, ReserveAnswer
 from services.core.identity import KEY_PREFIX, KeyRecord, hash_key
-from services.core.ports import TimedOutError
+from services.core.ports import TimedOutError, TopicPartition
+from services.core.snapshot import ANY, RouteRule
 from tests.support import reservations
 from tests.support.asgi import Client, request
 from tests.support.delegations import ANSWER, Nobody, Scene, budget_of, scene_at
@@ -119,6 +120,32 @@ async def test_a_part_with_an_open_call_is_settled_after_it(scene: Scene) -> Non
     await scene.fold()
     await scene.reap(after_ms=31_000)
     assert scene.figures(budget_id) == (60_000_000, 0)
+
+
+async def test_a_part_is_settled_after_calls_that_have_passed_without_a_hold(scene: Scene) -> None:
+    """They are in no figures before they are folded, and what the part was carved from is to pay for them."""
+    there, budget_id = scene.there, await budget_of(scene)
+    part = await scene.delegate(budget_id, "0.60", expires_in_seconds=120)
+    await there.org.publish(rules=(RouteRule(ANY, ANY, fail_open=True),))
+    assert await scene.spend(part["key"], 100_000) == 200
+    state = there.hot_state.store.state(there.org.name)
+    epoch, state.epoch = state.epoch, None
+    there.answer(ScriptedAnswer([ANSWER % (0, 800_000)]))
+    body = {"model": "gpt-4o-mini", "max_tokens": 800_000, "messages": []}
+    assert (await there.call(body, authorization=f"Bearer {part['key']}")).header("x-spend-fail-open") == "true"
+    state.epoch, scene.log.end = epoch, 1
+    reaper = Reaper(scene.log, there.hot_state, there.directory, Nobody())  # type: ignore[arg-type]
+    there.clock.now_ms += 125_000
+    await reaper.reap()
+    assert scene.log.messages == []
+    await scene.fold()
+    for topic in (Reservation.TOPIC, Settlement.TOPIC):
+        await there.hot_state.move_fold_fence(TopicPartition(topic, 0), 1)
+    scene.log.end = 2  # calls of others go on
+    there.clock.now_ms += CLAIM_MS
+    await reaper.reap()
+    await scene.fold()
+    assert scene.figures(budget_id) == (540_000_000, 0)
 
 
 @pytest.mark.parametrize("is_reservation", [False, True])
