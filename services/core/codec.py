@@ -141,24 +141,7 @@ def event_fields(event: Event) -> Fields:
                 "expires_at": format_time(event.expires_at_ms),
             }
         case Settlement():
-            return common | {
-                "outcome": event.outcome,
-                "usage_source": event.usage_source,
-                "usage": dict(event.usage),
-                "components": [_component_fields(each) for each in event.components],
-                "cost_usd": format_usd(event.cost_nano),
-                "held_usd": format_usd(event.held_nano),
-                "charges": charges_fields(event.charges),
-                "http_status": event.http_status,
-                "retry_count": event.retry_count,
-                "latency_us": dict(event.latency_us),
-                "estimate_mode": event.estimate_mode,
-                "price_context": dict(event.price_context),
-                "unpriced": list(event.unpriced),
-                "attempts": [_attempt_fields(each) for each in event.attempts],
-                "parent_charged": list(event.parent_charged),
-                "admitted_at": format_time(event.admitted_at_ms),
-            }
+            return common | _settlement_fields(event)
         case Expiry():
             return common | {
                 "held_usd": format_usd(event.held_nano),
@@ -181,6 +164,27 @@ def event_fields(event: Event) -> Fields:
                     "held_usd": format_usd(event.held_nano or 0),
                 },
             }
+
+
+def _settlement_fields(event: Settlement) -> Fields:
+    return {
+        "outcome": event.outcome,
+        "usage_source": event.usage_source,
+        "usage": dict(event.usage),
+        "components": [_component_fields(each) for each in event.components],
+        "cost_usd": format_usd(event.cost_nano),
+        "held_usd": format_usd(event.held_nano),
+        "charges": charges_fields(event.charges),
+        "http_status": event.http_status,
+        "retry_count": event.retry_count,
+        "latency_us": dict(event.latency_us),
+        "estimate_mode": event.estimate_mode,
+        "price_context": dict(event.price_context),
+        "unpriced": list(event.unpriced),
+        "attempts": [_attempt_fields(each) for each in event.attempts],
+        "parent_charged": list(event.parent_charged),
+        "admitted_at": format_time(event.admitted_at_ms),
+    }
 
 
 def facts_fields(facts: CallFacts) -> Fields:

@@ -168,7 +168,21 @@ def assemble(ports: Ports, options: Options) -> Assembly:
             max_response_bytes=options.max_response_bytes,
         )
     )
-    poller = Poller(
+    poller = _poller(ports, snapshots, clock, connector, keeper, fetcher, options.job_poll_interval_s)
+    app = Gateway(_surface(ports, options, table, calls, authenticator, snapshots, clock, releases))
+    return Assembly(app, snapshots, admitter, poller, keeper, watch, holds, releases, settlements)
+
+
+def _poller(
+    ports: Ports,
+    snapshots: Snapshots,
+    clock: HotClock,
+    connector: Connector,
+    keeper: Keeper,
+    fetcher: Fetcher,
+    interval_s: float,
+) -> Poller:
+    return Poller(
         directory=ports.directory,
         snapshots=snapshots,
         clock=clock,
@@ -176,10 +190,8 @@ def assemble(ports: Ports, options: Options) -> Assembly:
         jobs=ports.jobs,
         keeper=keeper,
         fetcher=fetcher,
-        interval_s=options.job_poll_interval_s,
+        interval_s=interval_s,
     )
-    app = Gateway(_surface(ports, options, table, calls, authenticator, snapshots, clock, releases))
-    return Assembly(app, snapshots, admitter, poller, keeper, watch, holds, releases, settlements)
 
 
 def _surface(
