@@ -11,6 +11,7 @@ from services.core.events import Reservation
 from services.core.identity import is_key_text
 from services.core.parts import part_key
 from services.gateway.delegations import desk
+from services.gateway.delegations.backing import SETTLE_MS
 from tests.support.delegations import Scene, budget_of, scene_at
 from tests.support.gateway import AWAY, until
 from tests.unit.test_gateway_delegations import get
@@ -160,6 +161,25 @@ async def test_what_was_held_for_a_part_that_never_came_is_free_at_its_time(scen
     part = (await scene.post(f"{budget_id}/delegate", asked, once="run-7")).json()
     assert scene.figures(budget_id) == (0, 600_000_000)
     assert await scene.spend(part["key"], 500_000) == 200
+
+
+async def test_what_is_held_for_some_seconds_more_only_is_not_gone_on_with(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control may take as long to answer: the part would have lapsed, and its Idempotency-Key be of no more use."""
+    budget_id = await budget_of(scene, "5.00")
+    scene.control.loses = ["request"]
+    assert (await scene.post(f"{budget_id}/delegate", SIXTY, once="run-7")).status == 503
+    await scene.reap(after_ms=desk.FIRST_HOLD_MS - SETTLE_MS + 1_000)
+
+    async def slow() -> bool:
+        await scene.reap(after_ms=SETTLE_MS)
+        return True
+
+    monkeypatch.setattr(scene.control.gate, "wait", slow)
+    assert (await scene.post(f"{budget_id}/delegate", SIXTY, once="run-7")).status == 201
+    await scene.fold()
+    assert scene.figures(budget_id) == (0, 600_000_000)
 
 
 async def test_a_refusal_is_not_the_last_word(scene: Scene) -> None:

@@ -10,7 +10,7 @@ from services.core.budgets import EACH
 from services.core.snapshot import RouteRule
 from services.core.snapshot import Target as FallbackTarget
 from services.core.vendor_port import VendorRequest
-from services.core.windows import CalendarWindow, span_at
+from services.core.windows import CalendarWindow, SessionWindow, span_at
 from services.gateway import forward
 from services.gateway.admit import AdmittedCall
 from services.gateway.move import Mover
@@ -45,14 +45,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "RETRY_PAUSES_S", (0.0, 0.0))
 
 
-async def fall_back(there: World, model: str = "far", asked: str = "dear") -> int:
+async def fall_back(there: World, model: str = "far", asked: str = "dear", **headers: str) -> int:
     """A call whose vendor is down and which may go on to another; the status of its answer."""
     there.answer(*(ScriptedAnswer([b"down"], 503) for _ in range(3)), ScriptedAnswer([OK]))
     await there.org.publish(
         rules=(RouteRule("openai", "chat.completions", fallbacks=(FallbackTarget("other", model),)),)
     )
     await there.sync()
-    status = (await there.call(chat(model=asked))).status
+    status = (await there.call(chat(model=asked), **headers)).status
     there.vendor.script.clear()
     return status
 
@@ -85,6 +85,16 @@ async def test_a_vendor_whose_budget_is_full_is_not_gone_to(there: World) -> Non
     assert resizes(there) == []
     assert held_by(there, "bud_other") == 0
     assert held_by(there, "bud_org") == reservations(there)[-1].held_nano, "as it was, until it is settled"
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_vendor_whose_budget_caps_each_session_is_not_gone_to_by_a_call_of_none(there: World) -> None:
+    await set_budgets(there, budget("bud_org"), budget("bud_other", "vendor", "other", window=SessionWindow()))
+    assert await fall_back(there) == 503
+    assert resizes(there) == []
+    assert await fall_back(there, x_spend_session="s1") == 200
+    (resized,) = resizes(there)
+    assert [each.budget_id for each in resized.charges] == ["bud_org", "bud_other"]
 
 
 class NightVendor(ScriptedVendor):

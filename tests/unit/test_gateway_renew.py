@@ -18,6 +18,7 @@ from tests.support.asgi import Client, scope_of
 from tests.support.gateway import CHAT_PATH, RefusingOutbox, ScriptedAnswer, World, chat, until, world
 from tests.support.growing import (
     DONE,
+    MOST_TOKENS,
     SlowHotState,
     asking,
     begin,
@@ -283,6 +284,33 @@ async def test_a_call_that_another_vendor_answers_is_renewed_as_its(there: World
     gate.set()
     await calling
     assert there.settlement().held_nano == moved.held_nano
+
+
+async def test_an_extension_for_a_vendor_that_has_failed_leaves_the_hold_to_the_next_one(
+    there: World, call_clock: CallClock
+) -> None:
+    """It has waited while the hold was moved, and its amount is by the prices of the vendor before."""
+    await there.org.connect("second", "https://second.test/v1")
+    dear = {"vendor": "openai", "model": "dear", "prices": [{"usd": {"input": "5", "output": "20"}}]}
+    overrides = Overrides("ov_1", ({**dear, "max_output_tokens": MOST_TOKENS},))
+    await there.org.publish(rules=(RouteRule("openai", fallbacks=(Target("second", "dear"),)),), overrides=overrides)
+    await set_budgets(there, budget(PLENTY))
+    gate = asyncio.Event()
+    there.answer(NotSentError("down"), NotSentError("down"), NotSentError("down"))
+    there.answer(streamed(text(5), gate, usage(5), DONE))
+    slow(there).gate.clear()
+    client, calling = begin(there, asking())
+    await until(lambda: slow(there).resized)
+    call_clock.move(10)  # 2,500 tokens may have been thought
+    there.assembly.holds.sweep()
+    slow(there).gate.set()
+    await until(lambda: client.chunks)
+    assert len(slow(there).resized) == 1
+    (moved,) = resizes(there)
+    assert moved.held_nano > reservation(there).held_nano
+    gate.set()
+    await calling
+    assert there.settlement().held_nano == there.held_nano() == moved.held_nano
 
 
 async def test_a_settled_call_whose_client_is_slow_to_take_its_end_holds_nothing(

@@ -83,6 +83,16 @@ async def test_who_asks_for_more_is_refused_by_a_budget_made_since(there: World)
     assert (held_by(there, "bud_old"), held_by(there, "bud_new")) == (10 * CENT, 10 * CENT)
 
 
+async def test_a_hold_that_has_shrunk_is_refused_by_a_budget_made_since_when_it_grows_again(there: World) -> None:
+    path = await reserved(there, "0.50")
+    assert (await post(there, path + "/extend", {"amount_usd": "0.10"})).status == 200
+    await make(there, budget("bud_new", "team", "ml", limit_nano=20 * CENT))
+    refused = await post(there, path + "/extend", {"amount_usd": "0.30"})
+    assert (refused.status, refused.json()["budget_id"]) == (402, "bud_new")
+    assert (await post(there, path + "/extend", {"amount_usd": "0.20"})).status == 200
+    assert held_by(there, "bud_new") == 20 * CENT
+
+
 @pytest.mark.parametrize("is_folded", [True, False])
 async def test_what_is_said_is_implied_no_more_and_counts_once_when_it_ends(there: World, is_folded: bool) -> None:
     path = await reserved(there)
@@ -146,6 +156,21 @@ async def test_a_budget_with_another_window_is_charged_in_that_one_alone(there: 
     fold(there, state)
     assert spent(state) == {"bud_old": [3 * CENT, 0], "bud_1": [3 * CENT, 0]}
     assert state.windows["bud_1", key].spent_nano == 3 * CENT
+
+
+async def test_a_former_parent_with_another_window_is_charged_in_that_one_alone(there: World) -> None:
+    """It sees no call by itself: the reservation was charged to it as what is above another budget."""
+    parent, child = budget("bud_p", "team", "none"), budget("bud_c", "team", "ml", parent_id="bud_p")
+    await set_budgets(there, parent, child)
+    path = await reserved(there)
+    await make(there, replace(child, parent_id=None), replace(parent, window=WEEK))
+    grown = await post(there, path + "/extend", {"amount_usd": "0.05"})
+    assert grown.status == 200
+    week = span_at(WEEK, there.clock.now_ms).key()
+    assert [each.window for each in resizes(there)[-1].charges if each.budget_id == "bud_p"] == [week]
+    assert (
+        there.hot_state.store.state("default").windows["bud_p", week].held_nano == held_by(there, "bud_p") == 5 * CENT
+    )
 
 
 async def test_what_a_part_holds_already_is_not_held_again(there: World) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from services.adapters.memory_answers import MemoryAnswers
 from services.core.codec_fields import parse_time
+from services.core.hotstate import TOMBSTONE_MS
 from services.core.windows import CalendarWindow
 from tests.support.gateway import World, world
 from tests.support.reservations import Ledger, get, post, reserve
@@ -81,3 +83,19 @@ async def test_a_refusal_says_whether_to_ask_again_and_when(there: World) -> Non
     await there.sync()
     await reserve(there, "0.01")
     assert await told("0.50", "order-2") == (None, "false"), "that is past, and the answer stays"
+
+
+async def test_an_end_that_was_lost_beside_the_hot_state_is_told_as_the_ledger_has_it(tmp_path: Path) -> None:
+    """As when a server has lost its last writes. Another end would be ignored, so it must not be told as the one."""
+    ledger = Ledger()
+    async with world(tmp_path, relay_transport=ledger) as there:
+        name = (await reserve(there, hold_seconds=86_400)).json()["reservation_id"]
+        ended = await post(there, f"/{name}/settle", {"cost_usd": "0.10"})
+        assert isinstance(there.ports.answers, MemoryAnswers)
+        del there.ports.answers._kept["default", f"{name}/end"]
+        ledger.events = there.events()
+        there.clock.now_ms += TOMBSTONE_MS // 2 + 1_000
+        await there.sync()
+        assert (await post(there, f"/{name}/settle", {"cost_usd": "0.20"})).status == 409
+        assert (await post(there, f"/{name}/settle", {"cost_usd": "0.10"})).json() == ended.json()
+        assert there.settlement().cost_nano == 100_000_000

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from services.core.events import Expiry, Settlement
+from services.core.hotstate import CORRECTION_MS, TOLD_AGAIN_MS, TOMBSTONE_MS
 from services.core.ports import Query, UnavailableError
-from services.ledger.image import Images
+from services.core.windows import CalendarSpan
+from services.ledger.image import Images, org_image
 
 
 class SlowStore:
@@ -71,3 +74,33 @@ async def test_a_failure_is_told_to_all_and_not_kept() -> None:
             await task
     store.is_away = False
     assert (await images.of("a", 0)).next_offsets == {}
+
+
+class EndedStore(SlowStore):
+    """A ledger with one hold, which has ended."""
+
+    def __init__(self, **told: object) -> None:
+        super().__init__()
+        amounts = dict.fromkeys(("amount_nano", "hold_nano", "expires_at_ms", "admitted_at_ms", "resized_at_ms"), 1)
+        self.ended = {"transaction_id": "txn_1", **amounts, "charged": [], "windows": [], **told}
+
+    async def query(self, *queries: Query) -> Sequence[Sequence[Mapping[str, Any]]]:
+        return [[self.ended] if "ended_by" in each.statement else [] for each in queries]
+
+
+@pytest.mark.parametrize("windows", [[], [CalendarSpan(0, 1).key()]], ids=["no window", "one that is over"])
+@pytest.mark.parametrize(
+    ("ended_by", "may_end_again", "least_ms"),
+    [
+        (Settlement.TYPE, False, TOMBSTONE_MS),
+        (Settlement.TYPE, True, TOLD_AGAIN_MS),
+        (Expiry.TYPE, True, CORRECTION_MS),
+    ],
+)
+async def test_after_a_rebuild_an_end_is_remembered_as_long_as_the_fold_would(
+    ended_by: str, may_end_again: bool, least_ms: int, windows: list[str]
+) -> None:
+    now_ms = 1_760_000_000_000
+    store = EndedStore(ended_by=ended_by, may_end_again=may_end_again, windows=windows)
+    hold = (await org_image(store, "default", now_ms)).image.holds["txn_1"]
+    assert hold.forget_at_ms == now_ms + least_ms

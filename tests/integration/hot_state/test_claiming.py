@@ -1,12 +1,13 @@
 """What a reaper is handed: what is due, earliest first, and nothing else is so much as read."""
 
 import re
+from dataclasses import replace
 
 from services.adapters.valkey import ValkeyHotState
 from services.adapters.valkey_connection import ValkeyConnection
-from services.core.hotstate import CLAIM_MS, Admitted
+from services.core.hotstate import CLAIM_MS, Admitted, Applied, FoldStep
 from services.core.windows import CalendarSpan
-from tests.support.hot_rig import EMPTY, NOW_MS, ORG, PLACE, Rig, proposal, request_of, settle
+from tests.support.hot_rig import CHARGE, EMPTY, NOW_MS, ORG, PLACE, Rig, proposal, request_of, settle
 
 
 async def claimed(rig: Rig, limit: int) -> list[str]:
@@ -34,6 +35,18 @@ async def test_one_that_has_ended_is_handed_to_nobody(rig: Rig) -> None:
     await rig.hot.release(ORG, "txn_2")
     await rig.turn_to(NOW_MS + 5_000)
     assert await claimed(rig, 10) == ["txn_3"]
+
+
+async def test_a_change_that_is_folded_late_takes_no_hold_from_its_reaper(rig: Rig) -> None:
+    fixed = replace(proposal(100), is_fixed=True)
+    assert isinstance(await rig.hot.reserve(request_of(40, proposal(100))), Admitted)
+    await rig.turn_to(NOW_MS + 5_000)
+    assert await claimed(rig, 1) == ["txn_1"]
+    late = FoldStep("resize", 0, "gw_1", 1, "txn_1", 60, (CHARGE,), "{}", NOW_MS + 900_000, NOW_MS + 1)
+    assert await rig.hot.apply(ORG, PLACE, [late], 1) == Applied(1, 0)
+    assert await rig.hot.resize(request_of(70, fixed)) is None, "its expiry may be in the log by now"
+    state = await rig.state()
+    assert (state.holds["txn_1"].amount_nano, state.due) == (60, {"txn_1": NOW_MS + 5_000 + CLAIM_MS})
 
 
 async def test_holds_that_are_not_due_cost_nothing(connection: ValkeyConnection) -> None:

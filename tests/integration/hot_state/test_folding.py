@@ -49,6 +49,19 @@ async def test_a_hold_that_was_handed_out_is_remembered_while_it_could_matter(ri
     assert hold.forget_at_ms == NOW_MS + 5_000 + (TOLD_AGAIN_MS if is_claimed else TOMBSTONE_MS)
 
 
+@pytest.mark.parametrize("is_of_hold", [True, False], ids=["held", "ended"])
+async def test_a_hold_that_was_handed_out_is_remembered_for_the_longest_window_of_it_or_of_its_end(
+    rig: Rig, is_of_hold: bool
+) -> None:
+    month = proposal(100, "bud_2", CalendarSpan(NOW_MS, NOW_MS + 30 * 86_400_000))
+    held, ended = (month, proposal(100)) if is_of_hold else (proposal(100), month)
+    assert isinstance(await rig.hot.reserve(request_of(60, held)), Admitted)
+    await rig.turn_to(NOW_MS + 5_000)
+    await rig.hot.claim_due(ORG, 1)
+    await rig.hot.apply(ORG, PLACE, [settle(0, 45, "txn_1", (ended.charge(),))], 1)
+    assert (await rig.state()).holds["txn_1"].forget_at_ms == NOW_MS + 30 * 86_400_000 + WINDOW_GRACE_MS
+
+
 async def test_a_window_takes_settlements_until_its_grace_is_over(rig: Rig) -> None:
     await rig.turn_to(SPAN.end_ms + WINDOW_GRACE_MS - 1)
     await rig.hot.apply(ORG, PLACE, [settle(0, 5)], 1)
