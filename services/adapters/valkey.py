@@ -2,14 +2,14 @@
 
 import asyncio
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from services.adapters.valkey_connection import Argument, HotConnection
 from services.adapters.valkey_fences import ValkeyFences
 from services.adapters.valkey_holds import reserve_answer, reserve_call, resize_answer, resize_call
-from services.adapters.valkey_marks import MARKED, MARKS, ValkeyMarks
+from services.adapters.valkey_loading import ValkeyLoading
+from services.adapters.valkey_marks import MARKS, ValkeyMarks
 from services.adapters.valkey_scripts import (
     Call,
     charges_json,
@@ -20,7 +20,6 @@ from services.adapters.valkey_scripts import (
     proposal_arguments,
 )
 from services.core.budgets import Proposal, Standing, standing
-from services.core.fold import lasting_producers
 from services.core.hotstate import (
     Applied,
     ApplyAnswer,
@@ -29,7 +28,6 @@ from services.core.hotstate import (
     DueHold,
     FoldStep,
     HoldRequest,
-    OrgImage,
     Outdated,
     ReserveAnswer,
 )
@@ -56,7 +54,7 @@ class UnsafeHotStateError(RuntimeError):
     """The server's settings could lose an org's spend without a trace."""
 
 
-class ValkeyHotState(ValkeyMarks, ValkeyFences):
+class ValkeyHotState(ValkeyLoading, ValkeyMarks, ValkeyFences):
     """`ports.HotState`: a method is one round trip.
 
     But for `release`, `open_holds`, `load`, for `apply`, `filled` and `epochs` of many, and for
@@ -162,28 +160,6 @@ class ValkeyHotState(ValkeyMarks, ValkeyFences):
         """See the port."""
         return _millis(await self._connection.execute("TIME"))
 
-    async def load(self, org: str, image: OrgImage, epoch: str) -> bool:
-        """See the port. What an org that went cold has left behind goes first."""
-        epoch_key = org_key(org, "epoch")
-        left = await self._left_by(org)
-        for first in range(0, len(left), _PIPELINED):
-            if not await self._run("clear", [epoch_key, *left[first : first + _PIPELINED]], []):
-                return False
-        call = Call(org, [epoch_key, org_key(org, "hx")], [epoch])
-        for (budget_id, window), spent_nano in image.spent_nano.items():
-            call.add("spent", call.figures_number(budget_id, window), window, spent_nano)
-        for name, hold in image.holds.items():
-            call.add_hold(name, hold)
-        for (topic, partition), next_offset in image.fences.items():
-            call.add("fence", call.number(f"f:{topic}:{partition}"), next_offset)
-        for (topic, partition, producer), sequence in lasting_producers(image.producers).items():
-            call.add("producer", call.number(f"p:{topic}:{partition}"), producer, sequence)
-        for budget_id, version in image.filled.items():
-            call.add("filled", call.number(MARKS), budget_id, version)
-        if image.filled:
-            call.add("filled", call.number(MARKS), MARKED, epoch)
-        return bool(await self._run("load", call.keys, call.arguments))
-
     async def epochs(self, orgs: Sequence[str]) -> Mapping[str, str | None]:
         """See the port. The server keeps `<epoch>@<when it was loaded>`."""
         answers: list[bytes | None] = []
@@ -238,21 +214,6 @@ class ValkeyHotState(ValkeyMarks, ValkeyFences):
         if answer in ([b"outdated"], [b"behind"]):
             return Outdated() if answer == [b"outdated"] else Behind()
         return Applied(*answer) if answer else Cold()
-
-    async def _left_by(self, org: str) -> list[bytes]:
-        """Every key of an org but its configuration, which is control's."""
-        kept = org_key(org, "cfg").encode()
-        pattern = re.sub(r"([\\*?\[\]])", r"\\\1", org_key(org, "")) + "*"
-        left: list[bytes] = []
-        cursor, server = b"0", ""
-        while True:
-            cursor, keys = await self._connection.execute("SCAN", cursor, "MATCH", pattern, "COUNT", _PIPELINED)
-            left.extend(key for key in keys if key != kept)
-            if cursor == b"0":
-                return left
-            # A cursor means nothing to another server of a cluster, to which the slot may have moved meanwhile.
-            now_at = self._connection.server_of(kept)
-            cursor, server = (b"0" if server not in ("", now_at) else cursor), now_at
 
 
 class ValkeyDirectory:

@@ -42,10 +42,11 @@ _NAMES: Final = (
     "keys",
     "silent",
 )
-# The first line has the server refuse a script it has no memory for before it begins, not halfway. The others are the
-# scripts' own copies of core's constants, so that neither twin can drift.
+# The first line has the server refuse a script it has no memory for before it begins, not halfway; but for one that
+# frees memory.
+_FLAGS: Final = {"clear": " flags=allow-oom"}
+# The scripts' own copies of core's constants, so that neither twin can drift.
 _HEAD: Final = (
-    "#!lua\n"
     f"local MAX_FIGURE, EXPIRY_PRODUCER = '{MAX_FIGURE}', '{EXPIRY_PRODUCER}'\n"
     f"local WINDOW_GRACE_MS, TOMBSTONE_MS, CLAIM_MS = {WINDOW_GRACE_MS}, {TOMBSTONE_MS}, {CLAIM_MS}\n"
     f"local CLOCK_MARGIN_MS, SESSION_IDLE_MS = {CLOCK_MARGIN_MS}, {SESSION_IDLE_MS}\n"
@@ -80,7 +81,8 @@ def load_scripts() -> Mapping[str, Script]:
     """Every script by its name."""
     folder = files("services.adapters") / "lua"
     shared = _HEAD + (folder / "common.lua").read_text()
-    return {name: Script.of(shared + (folder / f"{name}.lua").read_text()) for name in _NAMES}
+    texts = {name: shared + (folder / f"{name}.lua").read_text() for name in _NAMES}
+    return {name: Script.of(f"#!lua{_FLAGS.get(name, '')}\n{text}") for name, text in texts.items()}
 
 
 def org_key(org: str, name: str) -> str:
@@ -110,6 +112,12 @@ class Call:
 
     def __init__(self, org: str, keys: Iterable[str], arguments: Iterable[Argument]) -> None:
         self._org = org
+        self._first = tuple(keys), tuple(arguments)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Drops all but the keys and arguments that it began with."""
+        keys, arguments = self._first
         self._numbers = {key: number for number, key in enumerate(keys, 1)}
         self._figures: dict[tuple[str, str], int] = {}
         self.arguments = list(arguments)

@@ -1,4 +1,4 @@
-"""Bringing cold orgs back: the ledger's sums, then the log's tail folded on top, then loaded in one step."""
+"""Bringing cold orgs back: the ledger's sums, then the log's tail folded on top, then loaded with its epoch last."""
 
 import asyncio
 import time
@@ -160,6 +160,15 @@ class Rebuilder:
                 _log.info("rebuilt", orgs=len(loaded))
             if waiting is not None:
                 raise waiting
+            await self._check_warm([org for org in replays if org not in loaded])
+
+    async def _check_warm(self, orgs: Sequence[str]) -> None:
+        """Raises `UnavailableError` for those that another process is loading still, or has failed to."""
+        epochs = await self._hot.epochs(orgs) if orgs else {}
+        if cold := [org for org in orgs if epochs[org] is None]:
+            raise UnavailableError(
+                f"another process loads orgs, or failed to: {', '.join(cold[:3])} ({len(cold)} in all)"
+            )
 
     async def _load(self, org: str, replay: Replay, ends: Mapping[TopicPartition, int]) -> bool:
         try:

@@ -199,7 +199,10 @@ class HotState(Protocol):
         """The hot state's clock, the only one that decides windows."""
 
     async def load(self, org: str, image: OrgImage, epoch: str) -> bool:
-        """`core.fold.load`, atomically."""
+        """`core.fold.load`; the org is cold until all of it is there.
+
+        False, too, when another process loads the org just then, or failed to a moment ago: it may be cold still.
+        """
 
     async def epochs(self, orgs: Sequence[str]) -> Mapping[str, str | None]:
         """The epoch of each org; None for a cold one."""

@@ -47,6 +47,7 @@ async def read_all(connection: ValkeyConnection, org: str) -> tuple[OrgState, di
         expiries[key] = None if time == -1 else time
         read: Any = value.decode() if kind == b"string" else value if kind == b"set" else _pairs(value)
         _read_key(state, key.removeprefix(f"{{{org}}}:"), read, expiries[key])
+    assert state.epoch is None or f"{{{org}}}:loading" not in expiries, "who has loaded it is done"
     return state, expiries
 
 
@@ -83,6 +84,8 @@ def _read_key(state: OrgState, name: str, value: Any, expires_at_ms: int | None)
     if name == "epoch":
         state.epoch, _, loaded_at = value.partition("@")
         state.loaded_at_ms = int(loaded_at)
+    elif name == "loading":
+        pass  # whose it is to load, and that is not of the org's state
     elif name == "cfg":
         state.config_version = int(value["v"])
     elif name == "hx":

@@ -173,6 +173,26 @@ async def test_two_rebuilds_at_once_load_once(world: World, caller: Caller) -> N
     assert first.told.rebuilds + second.told.rebuilds == 1
 
 
+async def test_a_rebuild_that_another_process_is_in_the_way_of_is_tried_again(
+    world: World, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has begun to load may have died: an org that is still cold then must not count as seen to."""
+    await history(world, caller)
+    parts = world.parts()
+    load, in_the_way = world.hot.load, [True, True]
+
+    async def perhaps(org: str, image: OrgImage, epoch: str) -> bool:
+        return False if in_the_way and in_the_way.pop() else await load(org, image, epoch)
+
+    monkeypatch.setattr(world.hot, "load", perhaps)
+    await parts.fences.prepare(world.places)
+    with pytest.raises(UnavailableError, match="another process loads"):
+        await parts.rebuilder.rebuild_cold()
+    await parts.patience.until_answered("rebuild", parts.rebuilder.rebuild_cold)
+    assert world.state().epoch is not None
+    assert parts.told.rebuilds == 1
+
+
 async def test_a_rebuild_beside_the_fold_counts_nothing_twice(world: World, caller: Caller) -> None:
     await history(world, caller)
     parts = world.parts()

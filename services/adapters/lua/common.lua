@@ -195,3 +195,15 @@ local function forget_at(charges, phase, may_end_again, now)
   end
   return at
 end
+
+-- Takes a step of loading a cold org, and answers whether it could: it must follow the one before it, of the same load.
+-- `loading` is <token>@<number> of the last one. It goes by itself when its loader is not heard of any more; and when a
+-- server has lost its last writes, it is the step of what is still there.
+local function take_step(epoch, loading, token, number, life_ms)
+  local before = number ~= '1' and token .. '@' .. digits(number - 1)
+  if redis.call('EXISTS', epoch) == 1 or redis.call('GET', loading) ~= before then
+    return false
+  end
+  redis.call('SET', loading, token .. '@' .. number, 'PX', life_ms)
+  return true
+end

@@ -1,5 +1,6 @@
--- Twin of core.fold.load; the adapter has cleared what was left of the org.
--- KEYS: epoch, due, then what the parts name by their number. ARGV: epoch, then the parts, each with its kind first:
+-- Twin of core.fold.load, in pages; the adapter has cleared what was left of the org.
+-- KEYS: epoch, loading, due, then what the parts name by their number. ARGV: epoch, number of the step, how long in ms the
+-- next may be waited for, 1 if this is the last, then the parts, each with its kind first:
 --   spent: key number of the figures, window, amount
 --   held: key number, when it was resized (or 0), its option, reservation id, amount, charges as JSON, context, expires at,
 --         admitted at, how many charges, and of each: key number of its figures, window; then its implied charges in the
@@ -9,12 +10,14 @@
 --   fence: key number, next offset
 --   producer: key number, producer, sequence
 --   filled: key number of the marks, budget id (or @token), version (or the marks' token)
--- The epoch is kept as <epoch>@<now>. Answers 1, or 0 when the org has an epoch already.
-if redis.call('EXISTS', KEYS[1]) == 1 then
+-- The last page sets the epoch, as <epoch>@<now>: until then the org is cold, and pages may bring what belongs together
+-- one after the other, what a budget has spent and what holds hold of it. Answers 1; or 0, and nothing is changed, when
+-- it is not the next step of this load.
+if not take_step(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]) then
   return 0
 end
 local now = now_ms()
-local at = 1
+local at = 4  -- the last that was taken
 
 local function take(count)
   at = at + count
@@ -49,7 +52,7 @@ while at < #ARGV do
   elseif kind == 'held' then
     take_rare(key)
     local id, amount, charges_json, context, expires, admitted = take(6)
-    start_hold(key, id, amount, charges_json, context, expires, admitted, KEYS[2], take_charges(), now)
+    start_hold(key, id, amount, charges_json, context, expires, admitted, KEYS[3], take_charges(), now)
     local implied = take_charges()
     hold_implied(key, amount, implied, #implied > 0 and take(1) or nil, now)
   elseif kind == 'fence' then
@@ -68,5 +71,8 @@ while at < #ARGV do
   end
 end
 set_expiries(now)
-redis.call('SET', KEYS[1], ARGV[1] .. '@' .. digits(now))
+if ARGV[4] == '1' then
+  redis.call('SET', KEYS[1], ARGV[1] .. '@' .. digits(now))
+  redis.call('DEL', KEYS[2])
+end
 return 1
