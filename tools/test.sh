@@ -58,7 +58,7 @@ trap 'exit 143' TERM
 # then tells of what had failed, and on a SIGTERM it tells nothing.
 as_if_by_hand='import signal, sys, pytest
 signal.signal(signal.SIGTERM, signal.default_int_handler)
-sys.exit(pytest.console_main())'
+sys.exit(pytest.main())'
 nice -n 19 .venv/bin/python -c "$as_if_by_hand" --timeout=1200 $computing "$@" >"$told" 2>&1 &
 beside=$!
 

@@ -32,8 +32,9 @@ class Shot:
 class Hit:
     """What came back. `status` 0: nothing, or half of it. `code` is the error's, that of a stream's end among them.
 
-    `transaction_id`: the head of an answer named it, whether or not the rest came. `body`: of an answer that is no
-    stream, whole. `left`: the client hung up, as it meant to.
+    `transaction_id`: the head of an answer named it, whether or not the rest came; of half an error none is told, for
+    a refused call has not begun. `body`: of an answer that is no stream, whole. `left`: the client hung up, as it meant
+    to.
     """
 
     status: int
@@ -91,15 +92,16 @@ def _hit(head: bytes, rest: bytes, left: bool) -> Hit:
     status, transaction_id = int(lines[0].split(" ")[1]), headers.get("x-spend-transaction-id")
     if left:
         return Hit(status, transaction_id, left=True)
+    half = Hit(0, transaction_id if status < 400 else None)
     length = headers.get("content-length")
     if length is None:
         # A stream: its last chunk is empty, or it broke off. What ended it is in an event.
         if not rest.endswith(b"\r\n0" + _END):
-            return Hit(0, transaction_id)
+            return half
         tail = rest[-4_096:]
         return Hit(status, transaction_id, next((each.decode() for each in _CODES if each in tail), None))
     if len(rest) != int(length):
-        return Hit(0, transaction_id)
+        return half
     return Hit(status, transaction_id, None if status < 400 else _code(rest), rest)
 
 

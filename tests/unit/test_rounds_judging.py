@@ -292,6 +292,7 @@ CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
         (CHUNKED + b"2\r\nhi\r\n", 2, Hit(200, "txn_1", left=True)),
         (CHUNKED + b"2\r\nhi\r\n", 100, Hit(0, "txn_1")),
         (b"HTTP/1.1 402 No\r\ncontent-length: 15\r\n\r\n" + b'{"error":"full"}'[:15], None, Hit(0)),
+        (HEAD.replace(b"200 OK", b"402 No") + b"content-length: 3\r\n\r\n{}", None, Hit(0)),
         (b"HTTP/1.1 402 No\r\ncontent-length: 16\r\n\r\n" + b'{"error":"full"}', None, Hit(402, None, "full")),
         (b"", None, Hit(0)),
     ],
