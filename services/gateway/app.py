@@ -153,6 +153,7 @@ async def _run_until_stopped(
                 "outbox_not_empty", events=outbox.size(), reason="the log did not take them in time; they are kept"
             )
     finally:
+        await assembly.settlements.finish()  # also where something else has ended it
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)

@@ -207,7 +207,7 @@ class Delivery:
         return joined[begin : min(ends)] if ends else None
 
     async def _end(self, settled: Settled | None, *, broken: bool) -> None:
-        """Ends a stream; its settlement is on disk when the client learns of the end."""
+        """Ends a stream; its settlement is on disk when the client learns of the end, if the disk takes it."""
         last = self._tail
         if broken:
             self._log_break()

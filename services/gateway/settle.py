@@ -153,7 +153,7 @@ def _at_most(call: AdmittedCall, metered: Metered) -> Mapping[str, int]:
 
 def price_context(request: RequestFacts, metered: Metered) -> dict[str, str]:
     """What picks a call's rates besides its model: what its request decided, and what its answer says."""
-    said = {} if metered.reading is None else metered.reading.context
+    said = {} if metered.reading is None else metered.reading.brief_context
     # Where both speak, the vendor knows better: it may serve another tier than it was asked for.
     return {**request.context, **said}
 

@@ -16,6 +16,8 @@ log = structlog.get_logger()
 # Calls are refused while the disk is full, so that these are of calls under way: above so many the oldest are given up.
 MAX_PENDING: Final = 10_000
 _PAUSE_S: Final = 0.5
+# Each is a commit of its own, which calls wait for.
+_AT_ONCE: Final = 20
 
 
 class Settlements:
@@ -35,16 +37,15 @@ class Settlements:
         return len(self._pending)
 
     def record(self, settlement: Settlement, headers: tuple[tuple[str, bytes], ...]) -> None:
-        """Has a settlement recorded: now, or once the disk takes it."""
+        """Has a settlement recorded: now, or once the disk takes it, behind those that wait already."""
+        waits = bool(self._pending)
         self._pending.append(OutboxEvent(settlement, headers))
-        error = self._try_all()
-        if error is None:
-            return
-        if len(self._pending) == 1:  # once an outage: hundreds of equal lines help nobody
+        error = None if waits else self._try_some()
+        if error is not None:  # once an outage: hundreds of equal lines help nobody
             log.warning("settlement_waits", transaction_id=settlement.transaction_id, reason=str(error))
         if len(self._pending) > MAX_PENDING:
             _give_up(self._pending.popleft(), f"more than {MAX_PENDING:,} are waiting")
-        if self._task is None:
+        if self._pending and self._task is None:
             self._task = asyncio.create_task(self._run())
 
     async def finish(self) -> None:
@@ -52,24 +53,30 @@ class Settlements:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        error = self._try_all()
+        error: Exception | None = None
+        while self._pending and error is None:
+            error = self._try_some()
         while self._pending:
             _give_up(self._pending.popleft(), f"the gateway ends, and {error}")
 
-    def _try_all(self) -> Exception | None:
-        try:
-            while self._pending:
+    def _try_some(self) -> Exception | None:
+        """Records the first ones; what is in the way of all, if anything. One that can't be written is given up."""
+        for _ in range(min(_AT_ONCE, len(self._pending))):
+            try:
                 self._outbox.append([self._pending[0]])
-                self._pending.popleft()
-        except (OutboxFullError, UnavailableError) as error:
-            return error
+            except (OutboxFullError, UnavailableError) as error:
+                return error
+            except Exception as error:  # it is its own fault, whatever it is, and told with all that is known
+                _give_up(self._pending[0], repr(error))
+            self._pending.popleft()
         return None
 
     async def _run(self) -> None:
+        pause_s = _PAUSE_S
         try:
             while self._pending:
-                await asyncio.sleep(_PAUSE_S)
-                self._try_all()
+                await asyncio.sleep(pause_s)
+                pause_s = _PAUSE_S if self._try_some() else 0.0  # calls go on between the pieces
         finally:
             self._task = None
 

@@ -22,6 +22,9 @@ MAX_BODY_VALUES: Final = 4_000_000
 # No call uses this many units: a larger count is a vendor's error, and is not multiplied by a price.
 MAX_COUNT: Final = 1_000_000_000
 
+# No rates go by a longer word of a vendor's, and what it says goes into an event, which has a bound.
+MAX_CONTEXT_CHARS: Final = 128
+
 Loads = Callable[[bytes], Any]
 Path = tuple[str, ...]
 Framing = Literal["sse", "json_array", "lines"]
@@ -51,6 +54,11 @@ class Reading:
     failed: str | None = None
     job: str | None = None
     status: str | None = None
+
+    @property
+    def brief_context(self) -> dict[str, str]:
+        """`context`, of each text as much as may go into an event."""
+        return {name: value[:MAX_CONTEXT_CHARS] for name, value in self.context.items()}
 
 
 class StreamFold(Protocol):

@@ -46,7 +46,7 @@ class Tally:
 
     def add(self, reading: Reading, needed: Sequence[str]) -> None:
         """Adds a line that is charged; what it had to report (`needed`) and did not is estimated."""
-        context = {**reading.context, **self.job.context}
+        context = {**reading.brief_context, **self.job.context}
         candidates = []
         for place in self._places_of(reading.model):
             left, price = self._left[place], self.job.parts[place].price

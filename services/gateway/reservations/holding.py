@@ -229,7 +229,7 @@ class Holding:
         try:
             self._outbox.append([OutboxEvent(event, producer=producer)])
         except (OutboxFullError, UnavailableError) as error:
-            raise backlog("this can't be recorded, so it was not done; try again shortly") from error
+            raise backlog("this can't be recorded right now; try again shortly") from error
         return event
 
 
