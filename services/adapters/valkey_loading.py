@@ -37,16 +37,30 @@ class ValkeyLoading:
         """
         steps = _Steps(self._connection, epoch)
         head: list[Argument] = [org_key(org, name) for name in ("epoch", "loading")]
-        if not await steps.take(self._scripts["clear"], head):
+        if not await steps.take(self._scripts["clear"], head) or not await self._clear(org, steps, head):
             return False
-        async for left in self._left_by(org):
-            if (left or steps.age_s > _RENEWED_S) and not await steps.take(self._scripts["clear"], [*head, *left]):
-                return False
         page = Call(org, [*map(str, head), org_key(org, "hx")], [])
         for is_last in _fill(page, image, epoch):
             if not await steps.take(self._scripts["load"], page.keys, int(is_last), *page.arguments):
                 return False
         return True
+
+    async def _clear(self, org: str, steps: "_Steps", head: list[Argument]) -> bool:
+        """Clears what a state or a load before has left; false when the org is not this one's to load any more.
+
+        The server is looked through until nothing is found: one look may miss what is written behind it (the release of
+        a hold that was left), and what is left on a server that the org's slot has moved to.
+        """
+        while True:
+            server, is_clean = self._connection.server_of(org_key(org, "cfg").encode()), True
+            async for left in self._left_by(org):
+                is_clean = is_clean and not left
+                if (left or steps.age_s > _RENEWED_S) and not await steps.take(self._scripts["clear"], [*head, *left]):
+                    return False
+            if not await steps.take(self._scripts["clear"], head):  # this one is told where the slot is by now
+                return False
+            if is_clean and server == self._connection.server_of(org_key(org, "cfg").encode()):
+                return True
 
     async def _left_by(self, org: str) -> AsyncIterator[list[bytes]]:
         """Every key of an org but its configuration, which is control's, and the one that says who loads it."""

@@ -1,7 +1,9 @@
 """Holds that outlived their time end by an event, so that hot state and ledger learn of it in the same way."""
 
+import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -21,6 +23,8 @@ from services.core.ports import Directory, EventLog, HotState, Outgoing, Unavail
 _log = structlog.get_logger("farthing.aggregator")
 
 CLAIMED_AT_ONCE: Final = 500
+# How long all parts of one look may wait for the fold: where that stands still, the holds of other orgs are due, too.
+_PATIENCE_S: Final = 0.5
 # One that can't be read is claimed again and again until it is settled. Not for this long: it was.
 UNREADABLE_MS: Final = 4 * CLAIM_MS
 
@@ -53,49 +57,53 @@ class Reaper:
         The holds of an org whose snapshot can't be read are left until it can: nobody knows whether to book them.
         """
         failure: UnavailableError | None = None
+        patience_ends_s = asyncio.get_running_loop().time() + _PATIENCE_S
         for org, version in (await self._directory.published_versions()).items():
             try:
                 due = await self._hot.claim_due(org, CLAIMED_AT_ONCE)
+                found = await self._look_at(org, version, due) if due else _NOTHING
+            except UnreadableSnapshotError as error:
+                _log.debug("expiries_wait", org=org, reason=str(error))  # which has an alarm of its own
+                continue
             except UnavailableError as error:  # of a cluster one server may be away: the orgs of the others go on
                 failure = error
                 continue
-            if due:
-                try:
-                    await self._expire(org, version, due)
-                except UnreadableSnapshotError as error:
-                    _log.debug("expiries_wait", org=org, reason=str(error))  # which has an alarm of its own
+            await self._publish(org, found.expiries, found.now_ms)
+            try:
+                ended = await self._ended_parts(org, found, patience_ends_s) if found.parts else {}
+            except UnavailableError as error:
+                failure = error
+                continue
+            await self._publish(org, ended, found.now_ms)
         await self._look_for_ended()
         if failure is not None:
             raise failure
 
-    async def _expire(self, org: str, version: int, due: Sequence[DueHold]) -> None:
+    async def _look_at(self, org: str, version: int, due: Sequence[DueHold]) -> "_Found":
         snapshot = await self._snapshots.at(org, version)
         if snapshot is None:
-            return  # control is about to publish it again; until then nobody knows whether to book these holds
-        now_ms = await self._hot.now_ms()
-        messages: list[Outgoing] = []
-        names: list[str] = []
-        parts: list[tuple[DueHold, CallFacts, Proposal]] = []
-        for hold in await self._underway.without(org, due, now_ms):
+            return _NOTHING  # control is about to publish it again; until then nobody knows whether to book these holds
+        found = _Found(await self._hot.now_ms(), {}, [])
+        for hold in await self._underway.without(org, due, found.now_ms):
             try:
                 facts = decode_facts(hold.context)
             except UnreadableEventError as error:
-                await self._tell_unreadable(org, hold, str(error), now_ms)
+                await self._tell_unreadable(org, hold, str(error), found.now_ms)
                 continue
             part = part_of(facts)
             if part is None:
-                messages.append(to_message(expiry_of(hold, facts, snapshot.book_expired, now_ms)))
-                names.append(hold.reservation_id)
+                expiry = expiry_of(hold, facts, snapshot.book_expired, found.now_ms)
+                found.expiries[hold.reservation_id] = to_message(expiry)
             else:
-                parts.append((hold, facts, part))
-        if parts:
-            for name, message in await self._ended_parts(org, parts, now_ms):
-                messages.append(message)
-                names.append(name)
-        if messages:
-            await self._event_log.publish(messages)
-            self._underway.add(org, names, now_ms)
-            self._observer.expired(len(messages))
+                found.parts.append((hold, facts, part))
+        return found
+
+    async def _publish(self, org: str, endings: Mapping[str, Outgoing], now_ms: int) -> None:
+        """Publishes the endings of holds, by their names."""
+        if endings:
+            await self._event_log.publish(list(endings.values()))
+            self._underway.add(org, endings, now_ms)
+            self._observer.expired(len(endings))
 
     async def _tell_unreadable(self, org: str, hold: DueHold, reason: str, now_ms: int) -> None:
         """Says of a hold that can't be ended that it is there: once each hold, and by an alarm while there are any."""
@@ -121,26 +129,37 @@ class Reaper:
                 del self._unreadable[org]
                 await self._alarms.set(org, None)
 
-    async def _ended_parts(
-        self, org: str, parts: Sequence[tuple[DueHold, CallFacts, Proposal]], now_ms: int
-    ) -> list[tuple[str, Outgoing]]:
+    async def _ended_parts(self, org: str, found: "_Found", patience_ends_s: float) -> dict[str, Outgoing]:
         """The settlements of parts that are over, by their holds.
 
         One with open calls, or with some that may still have to be folded, is looked at again when its claim lapses.
         """
-        folded = await self._unfolded.without(org, [hold.reservation_id for hold, _, _ in parts])
-        parts = [each for each in parts if each[0].reservation_id in folded]
+        folded = await self._unfolded.without(org, [hold.reservation_id for hold, _, _ in found.parts], patience_ends_s)
+        parts = [each for each in found.parts if each[0].reservation_id in folded]
         standings = await self._hot.peek(org, [part for _, _, part in parts])
         if standings is None:
-            return []
-        ended = []
+            return {}
+        ended = {}
         for (hold, facts, part), standing in zip(parts, standings, strict=True):
-            spent_nano = spent_by(part, standing, hold.amount_nano, now_ms)
+            spent_nano = spent_by(part, standing, hold.amount_nano, found.now_ms)
             if spent_nano is not None:
-                settlement = settled(hold, facts, spent_nano, now_ms)
-                stamped = Stamped(settlement, f"{EXPIRY_PRODUCER}{hold.reservation_id}", 1)
-                ended.append((hold.reservation_id, to_message(stamped)))
+                settlement = settled(hold, facts, spent_nano, found.now_ms)
+                ended[hold.reservation_id] = to_message(
+                    Stamped(settlement, f"{EXPIRY_PRODUCER}{hold.reservation_id}", 1)
+                )
         return ended
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is due in an org: expiries by the names of their holds, and the holds of parts that may be over."""
+
+    now_ms: int
+    expiries: dict[str, Outgoing]
+    parts: list[tuple[DueHold, CallFacts, Proposal]]
+
+
+_NOTHING: Final = _Found(0, {}, [])
 
 
 def expiry_of(hold: DueHold, facts: CallFacts, is_booked: bool, now_ms: int) -> Stamped:

@@ -38,6 +38,9 @@ _log = structlog.get_logger("farthing.aggregator")
 
 # The tail is there when reading begins. A log that hands out nothing of it for this long is away: start anew.
 TAIL_PATIENCE_S: Final = 10.0
+# What another process has begun to load is there by then, or has failed: after that it may be begun anew.
+LOADING_PATIENCE_S: Final = 10.0
+_PAUSE_S: Final = 0.25
 
 
 class Replay:
@@ -160,22 +163,33 @@ class Rebuilder:
                 _log.info("rebuilt", orgs=len(loaded))
             if waiting is not None:
                 raise waiting
-            await self._check_warm([org for org in replays if org not in loaded])
+            await self._wait_for([org for org in replays if org not in loaded])
 
-    async def _check_warm(self, orgs: Sequence[str]) -> None:
-        """Raises `UnavailableError` for those that another process is loading still, or has failed to."""
-        epochs = await self._hot.epochs(orgs) if orgs else {}
-        if cold := [org for org in orgs if epochs[org] is None]:
-            raise UnavailableError(
-                f"another process loads orgs, or failed to: {', '.join(cold[:3])} ({len(cold)} in all)"
-            )
+    async def _wait_for(self, orgs: Sequence[str]) -> None:
+        """Waits for those that another process is loading; raises `UnavailableError` when that takes long, or failed.
+
+        To rebuild them meanwhile would keep the ledger busy for nothing.
+        """
+        clock = asyncio.get_running_loop().time
+        patience_ends_s = clock() + LOADING_PATIENCE_S
+        while orgs:
+            epochs = await self._hot.epochs(orgs)
+            orgs = [org for org in orgs if epochs[org] is None]
+            if not orgs:
+                return
+            if clock() >= patience_ends_s:
+                some = f"{', '.join(orgs[:3])} ({len(orgs)} in all)"
+                raise UnavailableError(f"another process loads orgs, or failed to: {some}")
+            await asyncio.sleep(_PAUSE_S)
 
     async def _load(self, org: str, replay: Replay, ends: Mapping[TopicPartition, int]) -> bool:
+        is_refused = False
         try:
-            return await self._hot.load(org, replay.image(ends), self._new_epoch())
+            is_refused = not await self._hot.load(org, replay.image(ends), self._new_epoch())
         finally:  # an answer that was lost may have been a good one
-            if self._thresholds is not None:
+            if self._thresholds is not None and not is_refused:
                 self._thresholds.rebuilt(org, replay.charged)
+        return not is_refused
 
     async def _replays(self, orgs: Sequence[str], now_ms: int) -> tuple[dict[str, Replay], UnavailableError | None]:
         """Those of the orgs that are published, and why the others are not among them."""

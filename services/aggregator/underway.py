@@ -11,8 +11,6 @@ from services.core.ports import EventLog, HotState, TopicPartition
 MAX_KEPT: Final = 200_000
 # A hold that is still due is claimed again each `CLAIM_MS`; one that was not for this long has ended.
 KEPT_MS: Final = 20 * CLAIM_MS
-# How often, and with what pause, it is looked whether calls of parts are folded before their claims have to lapse.
-_TURNS: Final = 10
 _PAUSE_S: Final = 0.05
 
 _Key = tuple[str, str]
@@ -81,14 +79,17 @@ class Unfolded:
         # Of each part the log's ends when it was first asked for.
         self._until: dict[_Key, _Offsets] = {}
 
-    async def without(self, org: str, names: Sequence[str]) -> set[str]:
-        """Those of the parts whose calls have all been folded, as far as the log knew. Raises `UnavailableError`."""
+    async def without(self, org: str, names: Sequence[str], patience_ends_s: float) -> set[str]:
+        """Those of the parts whose calls have all been folded, as far as the log knew. Raises `UnavailableError`.
+
+        A fold that keeps up is some milliseconds behind: it is waited for until `patience_ends_s` of the loop's clock.
+        """
         topics = (Reservation.TOPIC, Settlement.TOPIC)
         places = [TopicPartition(each, number) for each in topics for number in range(await self._log.partitions(each))]
         ends = await self._log.end_offsets(places)  # before the fences: what comes meanwhile need not be in them
         until = {name: self._until.pop((org, name), ends) for name in names}
-        folded: set[str] = set()
-        for turn in range(_TURNS):  # a fold that keeps up is some milliseconds behind
+        loop = asyncio.get_running_loop()
+        while True:
             fences = await self._hot.fold_fences(places)
             # A log that ends before that has lost it.
             folded = {
@@ -96,10 +97,9 @@ class Unfolded:
                 for name, upto in until.items()
                 if all((fences[each] or 0) >= min(upto.get(each, 0), ends[each]) for each in places)
             }
-            if len(folded) == len(until):
+            if len(folded) == len(until) or loop.time() >= patience_ends_s:
                 break
-            if turn < _TURNS - 1:
-                await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(_PAUSE_S)
         self._until |= {(org, name): upto for name, upto in until.items() if name not in folded}
         while len(self._until) > MAX_KEPT:
             del self._until[next(iter(self._until))]

@@ -1,5 +1,8 @@
 """The reaper: holds past their time end by one event, however often it is published."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 import pytest
 import structlog
 from structlog.testing import capture_logs
@@ -14,9 +17,10 @@ from services.core.budgets import Proposal
 from services.core.codec import decode, encode_facts
 from services.core.events import Expiry
 from services.core.hotstate import CLAIM_MS, DueHold, HoldRequest, ReserveAnswer
-from services.core.ports import UnavailableError
+from services.core.parts import ROUTE, part_flags
+from services.core.ports import TopicPartition, UnavailableError
 from services.core.snapshot import Snapshot, encode_snapshot
-from services.core.windows import parse_span
+from services.core.windows import CalendarSpan, parse_span
 from tests.support.aggregation import NOW_MS, World
 from tests.support.history import TOPICS, Caller, charges_at
 from tests.support.memory_log import MemoryLog
@@ -295,6 +299,30 @@ async def test_an_org_whose_server_is_away_stops_no_other_and_is_told(world: Wor
         await reaper.reap()
     [message] = world.log.messages(world.settlements)
     assert decode(message.value).event.transaction_id == "txn_1"
+
+
+class WithoutFences(MemoryHotState):
+    """A hot state of several servers, one of which is away: the fold's fences are on all of them."""
+
+    async def fold_fences(self, places: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        raise UnavailableError("that server is away")
+
+
+async def test_a_part_that_can_not_be_looked_at_holds_up_no_call_and_no_other_org(world: World) -> None:
+    world.store.published.clear()
+    await world.publish_org("acme")
+    await world.publish_org()
+    parts = world.parts()
+    await parts.rebuilder.rebuild_cold()
+    flags = part_flags("sub_1", CalendarSpan(NOW_MS, NOW_MS + 1_000))
+    await hold(world, "txn_0", encode_facts(replace(Caller(NOW_MS).facts, route=ROUTE, flags=flags)), "acme")
+    await hold(world, "txn_1", org="acme")
+    await hold(world, "txn_2")
+    world.clock_ms += HOLD_MS
+    reaper = Reaper(world.log, WithoutFences(lambda: world.clock_ms, world.store), world.directory, parts.told)
+    with pytest.raises(UnavailableError, match="that server is away"):
+        await reaper.reap()
+    assert published(world) == ["txn_1", "txn_2"]
 
 
 async def test_an_alarm_that_can_not_be_kept_holds_up_no_other_org(

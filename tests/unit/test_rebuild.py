@@ -185,12 +185,34 @@ async def test_a_rebuild_that_another_process_is_in_the_way_of_is_tried_again(
         return False if in_the_way and in_the_way.pop() else await load(org, image, epoch)
 
     monkeypatch.setattr(world.hot, "load", perhaps)
+    monkeypatch.setattr(rebuild, "LOADING_PATIENCE_S", 0.0)
     await parts.fences.prepare(world.places)
     with pytest.raises(UnavailableError, match="another process loads"):
         await parts.rebuilder.rebuild_cold()
     await parts.patience.until_answered("rebuild", parts.rebuilder.rebuild_cold)
     assert world.state().epoch is not None
     assert parts.told.rebuilds == 1
+
+
+async def test_a_rebuild_waits_for_the_process_that_loads_already(
+    world: World, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where an org is large, another rebuild beside it would keep the ledger busy for nothing."""
+    await history(world, caller)
+    parts, asked = world.parts(), []
+    load = world.hot.load
+
+    async def begun_elsewhere(org: str, image: OrgImage, epoch: str) -> bool:
+        asked.append(org)
+        asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(load(org, image, epoch)))
+        return False
+
+    monkeypatch.setattr(world.hot, "load", begun_elsewhere)
+    monkeypatch.setattr(rebuild, "_PAUSE_S", 0.01)
+    await parts.fences.prepare(world.places)
+    await parts.rebuilder.rebuild_cold()
+    assert world.state().epoch is not None
+    assert (asked, parts.told.rebuilds) == (["default"], 0)
 
 
 async def test_a_rebuild_beside_the_fold_counts_nothing_twice(world: World, caller: Caller) -> None:

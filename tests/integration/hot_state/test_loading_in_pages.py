@@ -115,7 +115,7 @@ async def test_many_pages_bring_what_one_brings(
     monkeypatch.setattr(valkey_loading, "PAGE_ARGUMENTS", 1_000_000)
     del connection.steps[:]
     assert await hot(connection).load(ORG, image, "e1")
-    assert len(connection.steps) == 2, "one clears, and one loads"
+    assert len(connection.steps) == 3, "two clear, and one loads"
     assert (paged, paged_expiries) == await read_all(connection, ORG)
     assert decisive(paged) == decisive(expected(image, "e1"))
 
@@ -305,6 +305,25 @@ async def test_a_hold_that_is_released_midway_stays_released(aggregators: list[S
     assert len(released) < len(loader.steps) - 5, "midway"
     without = replace(image, holds={name: each for name, each in image.holds.items() if name != "txn_a_0"})
     assert decisive(await read_state(gateway, ORG)) == decisive(expected(without, "e1"))
+
+
+async def test_what_is_written_behind_the_search_is_found_by_the_next(
+    aggregators: list[SteppedConnection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the release of a hold that was left: the pages would add to figures that hold less than nothing."""
+    loader, other = aggregators
+    monkeypatch.setattr(valkey_loading, "_SCANNED", 10_000)  # all keys at one go, so that the rest of it is none
+    await other.execute("HSET", f"{{{ORG}}}:left", "spent", 1)
+
+    async def write_behind(number: int) -> None:
+        if number == 3:  # the keys were looked through once, and what was found is cleared
+            await other.execute("HSET", f"{{{ORG}}}:b:{CHARGE.budget_id}:{CHARGE.window}", "held", -40)
+
+    loader.before = write_behind
+    assert await hot(loader).load(ORG, OrgImage({(CHARGE.budget_id, CHARGE.window): 5}, {}, {}, {}), "epoch-1")
+    assert len(loader.steps) > 4
+    window = (await read_state(other, ORG)).windows[CHARGE.budget_id, CHARGE.window]
+    assert (window.spent_nano, window.held_nano) == (5, 0)
 
 
 async def test_a_loaded_org_takes_calls(aggregators: list[SteppedConnection]) -> None:
