@@ -142,14 +142,21 @@ async def test_a_change_is_kept_before_it_is_recorded(there: World) -> None:
     assert there.settlement().held_nano == 400_000_000
 
 
-async def test_a_change_that_is_kept_and_can_not_be_recorded_is_told_by_its_end(tmp_path: Path, ledger: Ledger) -> None:
-    outbox = SqliteOutbox(tmp_path / "other.sqlite", 100)
-    recorder = RefusingOutbox(outbox, lambda event: AWAY if isinstance(event, HoldResized) else None)
+@pytest.mark.parametrize("is_recorded", [False, True])
+async def test_a_change_that_may_not_be_recorded_is_recorded_by_its_end(
+    tmp_path: Path, ledger: Ledger, is_recorded: bool
+) -> None:
+    outbox, is_down = SqliteOutbox(tmp_path / "other.sqlite", 100), not is_recorded
+    recorder = RefusingOutbox(outbox, lambda event: AWAY if is_down and isinstance(event, HoldResized) else None)
     async with world(tmp_path, relay_transport=ledger, recorder=recorder) as built:
+        built.outbox = outbox
         path = f"/{(await reserve(built, '0.40')).json()['reservation_id']}"
-        assert (await post(built, path + "/extend", {"amount_usd": "0.60"})).status == 503
+        changed = await post(built, path + "/extend", {"amount_usd": "0.60"})
+        assert changed.status == (200 if is_recorded else 503)
+        is_down = False
         await turn(built, CLAIM_MS)
         assert (await post(built, path + "/settle", {"cost_usd": "0.10"})).json()["held_usd"] == "0.600000000"
+        assert [type(each) for each in built.events()] == [Reservation, HoldResized, Settlement]
     outbox.close()
 
 

@@ -228,7 +228,7 @@ class Book:
                 past = await ask(self._history.latest(caller.org, past))
                 ending = self._settlement(caller, past, body, outcome)
                 ending = await ask(self._history.decided(first, ending, request_hash))
-                ended = self._holding.record(ending, end_producer(first.transaction_id))
+                ended = self._record_end(past, ending)
         await quietly(self._history.ended(first, ended, request_hash))
         return ended
 
@@ -243,9 +243,18 @@ class Book:
             return ending
         ended = await self._ended_long_ago(caller, past)
         if ended is None:
-            ended = self._holding.record(ending, end_producer(first.transaction_id))
+            if past.is_unrecorded:  # when it was read: that was before whoever has decided had its turn
+                past = await ask(self._history.latest(caller.org, past))
+            ended = self._record_end(past, ending)
         await quietly(self._history.ended(first, ended, decided.request_hash))
         return ended
+
+    def _record_end(self, past: Past, ending: Settlement) -> Settlement:
+        """Records an end, and before it the change that it goes by, where that may not be in the log: told twice it is
+        told once."""
+        if past.is_unrecorded and past.resized is not None:
+            self._holding.record(past.resized)
+        return self._holding.record(ending, end_producer(ending.transaction_id))
 
     async def _ended_long_ago(self, caller: Caller, past: Past) -> Settlement | None:
         """The end of a reservation that is not kept beside the hot state, because nobody could write it there.

@@ -10,7 +10,7 @@ from services.gateway.plain_api import Caller, Told
 from services.gateway.refusal import RefusedError
 from services.gateway.reservations import told
 from services.gateway.reservations.bodies import ExtendBody
-from services.gateway.reservations.holding import Holding, ask
+from services.gateway.reservations.holding import Holding, ask, quietly
 from services.gateway.reservations.known import alone, find_past, not_kept, opened, other_body
 from services.gateway.reservations.past import History, Past, event_of
 from services.gateway.reservations.told import NO_ROOM, OK
@@ -79,9 +79,10 @@ class Changes:
             raise _ended(first.transaction_id)
         if isinstance(answer, HoldResized):
             # Kept first: an end reads here what is held, and must name no budget that a recorded change has let go of.
-            # What is kept and not recorded is told of by the end itself.
-            await _kept(self._history.resized(first, answer, past.change))
+            # What is kept and may not be recorded is recorded by the end.
+            number = await _kept(self._history.resizing(first, answer, past.change))
             self._holding.record(answer)
+            await quietly(self._history.resized(first, answer, number))
         if key is None:
             return answer
         left_ms = (answer if isinstance(answer, HoldResized) else last).expires_at_ms - self._clock.now_ms()

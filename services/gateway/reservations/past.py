@@ -19,16 +19,19 @@ _HELD: Final = "/held"
 # kept with the time of that as its status: the last one stays.
 _DECIDED: Final = 2
 _DONE: Final = 3
+# What a change is kept with that may not be recorded yet, in the place of its request's hash.
+_UNRECORDED: Final = "unrecorded"
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
     """A reservation: the event that opened or refused it, how its hold was changed last, and what ended it.
 
-    `change` numbers that change among those kept beside the hot state: 0 where none is. `decided` tells the end that
-    counts, of which it is not known whether it was recorded. `has_expired`: its hold has outlived its time, and may be
-    settled all the same. `is_recorded`: the ledger says so. `has_lapsed`: the ledger knows of its expiry alone, so
-    nobody has recorded it in its time; then `first` is as the expiry has it, from the time of that.
+    `change` numbers that change among those kept beside the hot state: 0 where none is; `is_unrecorded`, when it is not
+    known whether the log has it. `decided` tells the end that counts, of which it is not known whether it was recorded.
+    `has_expired`: its hold has outlived its time, and may be settled all the same. `is_recorded`: the ledger says so.
+    `has_lapsed`: the ledger knows of its expiry alone, so nobody has recorded it in its time; then `first` is as the
+    expiry has it, from the time of that.
     """
 
     first: Reservation | Denial
@@ -37,6 +40,7 @@ class Past:
     has_expired: bool = False
     is_recorded: bool = False
     change: int = 0
+    is_unrecorded: bool = False
     decided: Answer | None = None
     has_lapsed: bool = False
 
@@ -89,9 +93,18 @@ class History:
         """Lets the next change, or the end, begin."""
         await self._answers.drop(org, reservation_id + _END, name)
 
+    async def resizing(self, first: Reservation, event: HoldResized, after: int) -> int:
+        """Keeps how a hold was changed before that is recorded, and numbers it: see `resized`."""
+        return await self._keep_size(first, event, after, _UNRECORDED)
+
     async def resized(self, first: Reservation, event: HoldResized, after: int = 0) -> None:
         """Keeps how a hold was changed last: `after` the change of that number, be it within the same millisecond."""
-        await self._keep(first, event, _SIZE, "", max(event.time_ms, after + 1), event.expires_at_ms - event.time_ms)
+        await self._keep_size(first, event, after, "")
+
+    async def _keep_size(self, first: Reservation, event: HoldResized, after: int, request_hash: str) -> int:
+        number, left_ms = max(event.time_ms, after + 1), event.expires_at_ms - event.time_ms
+        await self._keep(first, event, _SIZE, request_hash, number, left_ms)
+        return number
 
     async def extended_before(self, org: str, reservation_id: str, key: str) -> Answer | None:
         """How a change under a key of its own was answered."""
@@ -160,7 +173,7 @@ class History:
         size = await self._answers.find(org, past.first.transaction_id + _SIZE)
         if size is None or not isinstance(resized := event_of(size), HoldResized):
             return past
-        return replace(past, resized=resized, change=size.status)
+        return replace(past, resized=resized, change=size.status, is_unrecorded=size.request_hash == _UNRECORDED)
 
     async def recorded(self, org: str, reservation_id: str, credentials: Mapping[str, str]) -> Past | None:
         """What the ledger knows of it. Raises `UnavailableError`, also while the ledger knows its end alone."""
