@@ -33,6 +33,7 @@ FOUND_BY_ERRANDS: Final[dict[int, str]] = {
     **dict.fromkeys((33577, 33801, 35439), _NOBODY_PAID),
     40390: "an expiry was not taken back in the window that its budget has since, as it had named the one before",
     46276: "a rebuild took the log's tail of another day for what had been told before, and left it out",
+    95930: "a refusal was recorded and not kept: the next try's was told, and days later the ledger told the first",
     38516: "a change was recorded, and not kept beside the hot state: the end was charged to a child that it had left",
     14760: "(the model) a refusal that was decided again, as its gateway had died, was one too many",
     32542: "a gateway that had not heard the hot state's clock yet gave a part a window of its own clock",

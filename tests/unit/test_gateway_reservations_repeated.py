@@ -14,7 +14,7 @@ from services.adapters.outbox import SqliteOutbox
 from services.core.answers import ANSWER_MS, CLAIM_MS, Answer
 from services.core.budgets import Budget
 from services.core.codec import decode
-from services.core.events import Event, HoldResized, Reservation, Settlement
+from services.core.events import Denial, Event, HoldResized, Reservation, Settlement
 from services.core.ports import NotSentError
 from services.core.windows import SessionWindow
 from services.gateway.reservations.told import held
@@ -422,17 +422,39 @@ async def test_a_reservation_of_which_the_ledger_knows_only_the_end_is_waited_fo
     assert (await get(there, name)).json()["state"] == "settled"
 
 
-async def test_where_a_refusal_was_lost_and_the_next_try_held_the_hold_is_the_answer(
+async def test_a_refusal_that_can_not_be_kept_is_not_recorded_and_the_next_try_decides(
     there: World, ledger: Ledger
 ) -> None:
-    answers_of(there).fails = True
+    """Recorded, it would be what the ledger tells, whatever was told meanwhile."""
+    answers_of(there).is_full = True
     assert (await reserve(there, "1.10", "order-1")).status == 503
-    answers_of(there).fails = False
-    await there.org.publish(budgets=())
+    assert of_kind(there, Denial) == []
+    answers_of(there).is_full = False
+    await there.org.set_budget("1.05")
     await turn(there, CLAIM_MS)
-    held = await reserve(there, "1.10", "order-1")
-    assert held.status == 201, "the ledger has not heard of the refusal yet"
+    told = await reserve(there, "1.10", "order-1")
+    assert told.status == 402
     ledger.events = there.events()
     await turn(there, 30 * 24 * HOUR_MS)
-    again = await reserve(there, "1.10", "order-1")
-    assert (again.status, again.json()) == (201, held.json())
+    assert (await reserve(there, "1.10", "order-1")).json() == told.json()
+
+
+async def test_a_refusal_that_is_kept_is_recorded_by_whoever_asks_next(tmp_path: Path, ledger: Ledger) -> None:
+    outbox, is_down = SqliteOutbox(tmp_path / "other.sqlite", 100), True
+    recorder = RefusingOutbox(outbox, lambda event: AWAY if is_down and isinstance(event, Denial) else None)
+    async with world(tmp_path, relay_transport=ledger, recorder=recorder) as built:
+        built.outbox = outbox
+        await built.org.set_budget("1.00")
+        await built.sync()
+        assert (await reserve(built, "1.10", "order-1")).status == 503
+        is_down = False
+        await built.org.publish(budgets=())
+        await built.sync()
+        told = await reserve(built, "1.10", "order-1")
+        assert told.status == 402, "it was decided, and may have been told"
+        assert (await reserve(built, "1.10", "order-1")).json() == told.json()
+        assert [type(each) for each in built.events()] == [Denial], "once it is recorded it is only told"
+        ledger.events = built.events()
+        await turn(built, 30 * 24 * HOUR_MS)
+        assert (await reserve(built, "1.10", "order-1")).json() == told.json()
+    outbox.close()

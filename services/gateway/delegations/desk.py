@@ -205,8 +205,9 @@ class Desk:
         hold_ms = min(FIRST_HOLD_MS, span.end_ms - now_ms + SETTLE_MS)
         reservation_id = f"{parts.RESERVATION_PREFIX}{ulid}"
         held = await self._holding.hold(caller, facts, parse_usd(body.amount_usd), reservation_id, hold_ms)
-        if isinstance(held, Reservation):
-            await quietly(self._history.opened(held))
+        if isinstance(held, Denial):
+            return self._holding.record(held)
+        await quietly(self._history.opened(held))
         return held
 
     async def _not_known(

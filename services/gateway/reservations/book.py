@@ -66,7 +66,7 @@ class Book:
         A hold that nobody can ask for again is ended then.
         """
         try:
-            kept = await self._history.opened(first)
+            kept = await (self._history.refusing(first) if isinstance(first, Denial) else self._history.opened(first))
         except UnavailableError as error:
             if not is_repeatable:
                 self._end_untold(caller, first)
@@ -78,7 +78,18 @@ class Book:
             raise
         if kept is None:
             raise other_body(first.transaction_id)
-        return kept
+        return await self._refused(kept) if isinstance(kept, Denial) else kept
+
+    async def _refused(self, denial: Denial) -> Reservation | Denial:
+        """Records the refusal that is kept, and gives what is to be told.
+
+        It is kept before, as an end is: whoever comes after a crash in between records the same one, and not another.
+        """
+        self._holding.record(denial, f"{EXPIRY_PRODUCER}refusal:{denial.transaction_id}")
+        try:
+            return await self._history.opened(denial) or denial
+        except UnavailableError:
+            return denial  # who asks next records it again, by the same producer
 
     def _end_untold(self, caller: Caller, first: Reservation | Denial) -> None:
         if isinstance(first, Reservation):
@@ -92,7 +103,7 @@ class Book:
             first = event_of(there)
             if there.request_hash != request_hash or not isinstance(first, Reservation | Denial):
                 raise other_body(reservation_id)
-            return first
+            return await self._refused(first) if isinstance(first, Denial) and not has_happened(there) else first
         # Nothing is kept, or it was never told: what was done then may have been recorded all the same.
         try:
             past = await self._history.recorded(caller.org, reservation_id, caller.credentials)

@@ -70,7 +70,7 @@ class Holding:
         *,
         is_repeatable: bool = False,
     ) -> Reservation | Denial:
-        """Holds an amount against all that `facts` fall under, and records that, or its refusal.
+        """Holds an amount against all that `facts` fall under, and records that; a refusal is its caller's to record.
 
         What `is_repeatable` is asked for again under its id, and finds what an earlier try has held.
         """
@@ -81,7 +81,7 @@ class Holding:
         closed = closed_cap(matching, amount_nano)
         if closed is not None:
             refused = by_closed_cap(closed, caller.view.snapshot.version, self._clock.now_ms())
-            return self.record(_denial(caller, reservation_id, facts, amount_nano, refused))
+            return _denial(caller, reservation_id, facts, amount_nano, refused)
         needy = asks_for_session(matching)
         if needy is not None and facts.identity.session is None:
             raise self._session_required(needy)
@@ -97,7 +97,7 @@ class Holding:
             self._clock.learn(answer.now_ms)
             self._snapshots.hint(caller.view, answer.config_version)
             if isinstance(answer, Refused):
-                return self.record(_denial(caller, reservation_id, facts, amount_nano, answer))
+                return _denial(caller, reservation_id, facts, amount_nano, answer)
             if isinstance(answer, Admitted):
                 return await self._record_hold(caller, request, facts, answer, is_repeatable=is_repeatable)
             now_ms = answer.now_ms

@@ -77,10 +77,12 @@ class History:
         What is kept of the same request: the answer of another try where that was told already. None where another
         request has taken its name.
         """
-        kept = await self._keep(first, first, "", first.facts.request_hash)
-        event = event_of(kept)
-        is_same = kept.request_hash == first.facts.request_hash
-        return event if is_same and isinstance(event, Reservation | Denial) else None
+        return _told_of(await self._keep(first, first, "", first.facts.request_hash), first)
+
+    async def refusing(self, denial: Denial) -> Denial | Reservation | None:
+        """Keeps a refusal before it is recorded: no other counts from now on. What is kept, as of `opened`."""
+        kept = await self._keep(denial, denial, "", denial.facts.request_hash, _DECIDED)
+        return _told_of(kept, denial)
 
     async def claim_turn(self, org: str, reservation_id: str, name: str) -> Answer | None:
         """As `claim`, for whatever changes or ends a reservation: one at a time. `name` is that deed's own.
@@ -193,6 +195,12 @@ class History:
         kept = Answer(request_hash, status, json.dumps(event_fields(event)))
         name = first.transaction_id + part
         return await self._answers.finish(first.facts.identity.org, name, kept, ANSWER_MS + max(hold_ms, left_ms))
+
+
+def _told_of(kept: Answer, first: Reservation | Denial) -> Reservation | Denial | None:
+    event = event_of(kept)
+    is_same = kept.request_hash == first.facts.request_hash
+    return event if is_same and isinstance(event, Reservation | Denial) else None
 
 
 def has_happened(answer: Answer | None) -> bool:
