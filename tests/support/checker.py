@@ -189,10 +189,12 @@ def is_within_hold(settlement: Mapping[str, Any]) -> bool:
 def _is_told_again(kind: str, before: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
     """Whether a second event is of a deed that was asked for again, by its key, after its gateway had died.
 
-    A reservation is then found as it was; a refusal is decided anew.
+    A reservation is then found as it was, and its refusal, too; that of a part is decided anew.
     """
-    if kind != "reservation":
-        return kind == "denial" and event["transaction_id"].startswith(("rsv_", "dlg_"))
+    if kind not in ("reservation", "denial"):
+        return False
+    if kind == "denial" and event["transaction_id"].startswith("dlg_"):
+        return True
     of_the_outbox = {"producer", "sequence", "would_block", "parent_charged"}
     same = {name: value for name, value in event.items() if name not in of_the_outbox}
     return event["transaction_id"].startswith(("rsv_", "dlg_")) and same.items() <= before.items()
