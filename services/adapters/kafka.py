@@ -204,6 +204,8 @@ class KafkaLog:
                 await consumer.start()
                 yield consumer
         finally:
+            # Its coordinator cancels a task of its own and awaits it: one that has not begun would be taken for ours.
+            await asyncio.sleep(0)
             await consumer.stop()
 
 

@@ -48,6 +48,13 @@ async def test_a_topic_kafka_refuses_is_an_error(kafka_broker: str) -> None:
     await log.close()
 
 
+async def test_no_places_have_no_offsets(kafka_broker: str) -> None:
+    """As when another aggregator has set all fences meanwhile: the consumer is stopped as soon as it has started."""
+    log = KafkaLog(kafka_broker)
+    assert (await log.low_offsets([]), await log.end_offsets([])) == ({}, {})
+    await log.close()
+
+
 async def test_a_producer_whose_brokers_have_moved_is_replaced(tmp_path: Path) -> None:
     """aiokafka asks only the brokers it knows; when all of them have moved, it would wait for ever."""
     broker, second_port = KafkaBroker(tmp_path / "kafka"), free_port()
